@@ -1,0 +1,49 @@
+"""Backbones: `create('resnet50', rngs=nnx.Rngs(0))` and what all of them share (`features`)."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+from fgvc_jax.backbones import resnet, vit
+from fgvc_jax.backbones.features import Features, Info, Preprocessing, Tap, unknown
+
+__all__ = ["Features", "Info", "Preprocessing", "Tap", "create", "names"]
+
+FAMILIES = (resnet, vit)
+
+
+def names() -> list[str]:
+    """Every backbone that `create` knows."""
+    return [name for family in FAMILIES for name in family.VARIANTS]
+
+
+def create(
+    name: str,
+    *,
+    image_size: int | None = None,
+    dtype=jnp.float32,
+    param_dtype=jnp.float32,
+    rngs: nnx.Rngs,
+    **arguments,
+) -> nnx.Module:
+    """A backbone with random weights.
+
+    Args:
+      name: one of `names()`, as timm spells it.
+      image_size: side of the input in pixels; None for the size that the published weights use.
+      dtype: of the computation (bfloat16 on accelerators); parameters are kept in `param_dtype`.
+      arguments: of the family: `width`, `depths` (ResNet); `depth`, `width`, `heads` (ViT).
+
+    Raises:
+      UserError: for a name, an argument or a size that does not exist.
+    """
+    for family in FAMILIES:
+        if name in family.VARIANTS:
+            break
+    else:
+        raise unknown("backbone", name, names())
+    for argument in arguments:
+        if argument not in family.ARGUMENTS:
+            raise unknown(f"argument of {name}", argument, family.ARGUMENTS)
+    return family.create(
+        name, image_size=image_size, dtype=dtype, param_dtype=param_dtype, rngs=rngs, **arguments
+    )

@@ -1,0 +1,89 @@
+"""Batch normalisation with PyTorch's arithmetic."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fgvc_jax.errors import UserError
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015), as `torch.nn.BatchNorm2d`.
+
+    In training, x is normalised by the biased variance of the batch, and the running variance is updated
+    with the unbiased one. Statistics are kept in `param_dtype` and computed in at least float32, the
+    variance around the mean. Under a global-view `jax.jit` the batch is the global batch.
+
+    Modes: `module.train()` and `module.eval()` set `use_running_average`;
+    `module.set_attributes(BatchNorm, fixed=True)` makes layers keep to their running statistics in
+    training as well (frozen BatchNorm); `module.set_attributes(BatchNorm, groups=8)` sets the groups.
+
+    Args:
+      features: length C of the last axis.
+      eps: added to the variance.
+      momentum: of the running statistics, old = momentum * old + (1 - momentum) * new. torch calls
+        1 - momentum its momentum.
+      groups: contiguous parts of the batch axis that are normalised separately, as several devices
+        without synchronisation would; the running statistics move by the mean over groups.
+      dtype: of the result; None keeps that of x.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float = 0.9,
+        groups: int = 1,
+        dtype=None,
+        param_dtype=jnp.float32,
+        rngs: nnx.Rngs | None = None,
+    ):
+        del rngs  # nothing is drawn; taken so that all layers are constructed alike
+        self.scale = nnx.Param(jnp.ones(features, param_dtype))
+        self.bias = nnx.Param(jnp.zeros(features, param_dtype))
+        self.mean = nnx.BatchStat(jnp.zeros(features, param_dtype))
+        self.var = nnx.BatchStat(jnp.ones(features, param_dtype))
+        self.eps = eps
+        self.momentum = momentum
+        self.groups = groups
+        self.dtype = dtype
+        self.use_running_average = False
+        self.fixed = False
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises x [B, ..., C]. Raises UserError where a group has fewer than two values a channel."""
+        dtype = self.dtype or x.dtype
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        x = x.astype(wide)
+        if self.use_running_average or self.fixed:
+            return self._affine(x, self.mean[...], self.var[...]).astype(dtype)
+
+        shape, batch = x.shape, x.shape[0]
+        if batch % self.groups:
+            raise UserError(
+                f"BatchNorm with groups={self.groups} cannot divide a batch of {batch}: "
+                "choose groups that divide the batch size."
+            )
+        x = x.reshape(self.groups, batch // self.groups, *shape[1:])
+        axes = tuple(range(1, x.ndim - 1))
+        count = x.size // (self.groups * shape[-1])
+        if count < 2:
+            raise UserError(
+                f"BatchNorm needs more than one value a channel in training, got {count} from an input "
+                f"of shape {shape} in {self.groups} group(s): use a larger batch or larger images."
+            )
+        mean = x.mean(axes, keepdims=True)
+        var = jnp.square(x - mean).mean(axes, keepdims=True)
+        self._move(self.mean, mean)
+        self._move(self.var, var * (count / (count - 1)))
+        return self._affine(x, mean, var).reshape(shape).astype(dtype)
+
+    def _affine(self, x, mean, var):
+        return (x - mean) * (jax.lax.rsqrt(var + self.eps) * self.scale[...]) + self.bias[...]
+
+    def _move(self, running: nnx.BatchStat, new_G1C: jax.Array) -> None:
+        old = running[...]
+        new = jax.lax.stop_gradient(new_G1C).reshape(self.groups, -1).mean(0).astype(old.dtype)
+        # Raw, because the indexed write (`running[...] = `) makes tracing quadratic on jax 0.10.
+        running.set_raw_value(self.momentum * old + (1 - self.momentum) * new)

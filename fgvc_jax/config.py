@@ -1,0 +1,286 @@
+"""What a run can be told: every key with its default, and the checks that need no data.
+
+A config is an `ml_collections.ConfigDict` made by a file under `configs/`. `base()` holds what all phases
+share; `training()`, `embedding()`, `mining()` and `evaluation()` make one section each. A section is named
+like its phase, and `config.phases` says which run, in which order (a ConfigDict sorts its keys).
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable
+
+from ml_collections import ConfigDict
+
+from fgvc_jax import lengths
+from fgvc_jax.errors import UserError
+
+# Where a run is watched or placed, not what it computes: these may differ when a run goes on.
+PLACEMENT = ("phases", "log", "devices", "data.cache", "data.feed", "data.resident_gb")
+
+
+def base() -> ConfigDict:
+    """The keys that every run has."""
+    config = ConfigDict()
+    config.seed = 0  # initial weights, order of the examples, augmentation
+    config.phases = ()  # in order; on the command line: --config.phases=finetune,evaluate
+
+    config.data = ConfigDict()
+    config.data.source = "folder"  # 'folder' (root/train/<class>/...) or 'digits' (scikit-learn's)
+    config.data.root = ""
+    config.data.val_fraction = 0.1  # carved from train where the data has no validation split
+    config.data.test_fraction = 0.1  # only where class folders come without any split
+    config.data.split_seed = 0  # stays when `seed` changes: other seeds, the same split
+    config.data.canvas = 512  # images with a longer side are shrunk to it, once, when cached
+    config.data.cache = ""  # folder of the decoded images; '' = $FGVC_CACHE or ~/.cache/fgvc_jax
+    config.data.feed = "auto"  # 'resident' in device memory, 'streamed' from the host, 'auto' by size
+    config.data.resident_gb = 4.0  # 'auto' keeps the images on the device up to this size
+
+    config.image = ConfigDict()
+    config.image.size = 224  # pixels, height = width, as the network sees them
+    config.image.resize = 0  # shorter side before the centre crop at evaluation; 0 = as the weights want
+    config.image.mean = ()  # () = as the weights were trained with
+    config.image.std = ()
+    config.image.interpolation = ""  # 'bilinear', 'bicubic'; '' = as the weights were trained with
+    config.image.crop_scale = (0.08, 1.0)  # random-resized-crop: share of the area
+    config.image.crop_ratio = (3 / 4, 4 / 3)  # and width over height
+    config.image.flip = 0.5  # probability of a horizontal flip
+    config.image.augment = "none"  # 'none', 'trivial_augment_wide', 'auto_augment'
+    config.image.augment_probability = 1.0
+    config.image.augment_first = False  # before the crop, as torchvision's usual order; slower
+
+    config.model = ConfigDict()
+    config.model.backbone = "resnet50"
+    config.model.arguments = ConfigDict()  # of the backbone, such as width; see its file
+    config.model.pretrained = ""  # a weights file; '' = from scratch
+    config.model.dtype = "auto"  # of the computation: 'float32', 'bfloat16', 'auto' = by device
+    config.model.param_dtype = "float32"  # of parameters and statistics
+
+    config.devices = ConfigDict()
+    config.devices.shard_parameters = 1  # over how many devices each parameter is split (FSDP)
+
+    config.log = ConfigDict()
+    config.log.every = "50 steps"
+    config.log.tensorboard = True
+    return config
+
+
+def training(**overrides) -> ConfigDict:
+    """A phase that trains a model."""
+    section = ConfigDict()
+    section.kind = "train"
+    section.method = "baseline"  # a file in fgvc_jax/methods
+    section.arguments = ConfigDict()  # of the method; see its file
+    section.init = ""  # the phase whose weights it starts from; '' = config.model.pretrained, or scratch
+    section.blend = ""  # a second one; the backbone is then alpha * init + (1 - alpha) * blend
+    section.alpha = 0.5
+    section.init_from = "best"  # which checkpoint of those phases: 'best' by validation or 'last'
+    section.head = "keep"  # of the init phase; 'fresh' = new random weights
+    section.pairs = ""  # for methods that train on pairs: the mining phase that made them
+    section.length = "30 epochs"
+    section.batch = 64  # examples per step over all devices; for pairs: pairs
+    section.eval_every = "1 epochs"  # validation, and a checkpoint
+    section.optimizer = "sgd"  # 'sgd', 'adamw'
+    section.learning_rate = 0.01
+    section.momentum = 0.9
+    section.nesterov = False
+    section.beta2 = 0.999  # adamw (its beta1 is momentum)
+    section.weight_decay = 1e-4
+    section.no_decay = ()  # patterns of parameter paths without weight decay, such as '.*bias'
+    section.learning_rate_scale = ()  # ((pattern, factor), ...); the first that matches counts
+    section.freeze = ()  # patterns of parameter paths that stay as they are
+    section.frozen_batch_norm = "fixed"  # BatchNorm whose parameters are frozen: 'fixed' or 'update'
+    section.schedule = "cosine"  # 'constant', 'cosine', 'step'
+    section.schedule_steps = ("60 %", "80 %")  # where 'step' multiplies by schedule_factor
+    section.schedule_factor = 0.1
+    section.warmup = "0 steps"  # linear, from 0
+    section.clip = 0.0  # global norm of the gradient; 0 = off
+    return _override(section, overrides, "training()")
+
+
+def embedding(**overrides) -> ConfigDict:
+    """A phase that embeds whole splits with a trained model."""
+    section = ConfigDict()
+    section.kind = "embed"
+    section.model = "finetune"  # the training phase whose model embeds
+    section.model_from = "best"
+    section.batch = 64
+    section.view = "eval"  # 'eval' preprocessing, or 'train' (random augmentation, drawn twice)
+    return _override(section, overrides, "embedding()")
+
+
+def mining(**overrides) -> ConfigDict:
+    """A phase that mines look-alike pairs from embeddings."""
+    section = ConfigDict()
+    section.kind = "mine"
+    section.embeddings = "embed"  # the embedding phase
+    section.top_classes = 7  # Q: how many predicted classes are searched
+    section.similarity = "cosine"  # 'cosine', 'ip' (inner product), 'l2'
+    section.backend = "faiss"  # 'faiss' or 'jax', both exact
+    section.self_by_rank = False  # True: take rank 0 for the image itself, as the authors' code does
+    section.sheet_rows = 12  # pairs of each kind on the contact sheet; 0 = none
+    return _override(section, overrides, "mining()")
+
+
+def evaluation(**overrides) -> ConfigDict:
+    """A phase that scores classifiers on validation and test."""
+    section = ConfigDict()
+    section.kind = "evaluate"
+    section.models = ()  # training phases; () = every classifier that comes before
+    section.batch = 64
+    section.neighbours = 5  # of the kNN row
+    return _override(section, overrides, "evaluation()")
+
+
+SECTIONS = {"train": training, "embed": embedding, "mine": mining, "evaluate": evaluation}
+
+
+def _override(section: ConfigDict, overrides: dict, where: str) -> ConfigDict:
+    for key, value in overrides.items():
+        if key not in section:
+            raise UserError(f"{where} has no key {key!r}{did_you_mean(key, section.keys())}")
+        section[key] = ConfigDict(value) if isinstance(value, dict) else value
+    return section
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """'; did you mean 'x'? Known: ...' to end an error message with."""
+    known = sorted(str(k) for k in known)
+    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    return (f"; did you mean {near[0]!r}?" if near else ".") + f" Known: {', '.join(known)}."
+
+
+def choose(value: str, known: Iterable[str], where: str) -> str:
+    """The value, if it is one of those known; else a UserError that names the nearest."""
+    if value not in known:
+        raise UserError(f"{where} = {value!r} is unknown{did_you_mean(value, known)}")
+    return value
+
+
+def phases(config: ConfigDict) -> tuple[str, ...]:
+    """The phase list; '--config.phases=a,b' arrives as ('a,b',), which means ('a', 'b')."""
+    value = config.phases
+    parts = (value,) if isinstance(value, str) else value
+    return tuple(name.strip() for part in parts for name in part.split(",") if name.strip())
+
+
+def inputs(section: ConfigDict) -> tuple[str, ...]:
+    """The phases that a section names, whose results it reads."""
+    if section.kind == "train":
+        units = [unit for _, unit in lengths.terms(section.length, "length")]
+        units = [u for u in units if u not in ("steps", "epochs", "images", "%")]
+        named = (section.init, section.blend, section.pairs, *units)
+    else:
+        key = {"embed": "model", "mine": "embeddings", "evaluate": "models"}[section.kind]
+        named = (section[key],) if isinstance(section[key], str) else tuple(section[key])
+    return tuple(dict.fromkeys(name for name in named if name))
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses what can be known to be wrong before any data is read.
+
+    Raises:
+      UserError: for an unknown phase, method, backbone or choice, a phase that reads one which does not
+        come before it, a repeated phase.
+    """
+    from fgvc_jax import backbones, methods  # here, so that reading a config stays light
+
+    names = phases(config)
+    if not names:
+        raise UserError("config.phases is empty: name at least one phase.")
+    sections = [key for key, value in config.items() if isinstance(value, ConfigDict) and "kind" in value]
+    for position, name in enumerate(names):
+        choose(name, sections, "config.phases: phase")
+        if name in names[:position]:
+            raise UserError(f"config.phases names {name!r} twice.")
+        section = config[name]
+        choose(section.kind, SECTIONS, f"config.{name}.kind")
+        for read in inputs(section):
+            if read not in names[:position]:
+                before = ", ".join(names[:position]) or "nothing"
+                raise UserError(
+                    f"phase {name!r} reads {read!r}, which does not come before it in config.phases "
+                    f"(before it: {before}){did_you_mean(read, names[:position])}"
+                )
+        if section.kind == "train":
+            _check_training(section, name, config, methods)
+        elif section.kind == "embed":
+            choose(section.view, ("eval", "train"), f"config.{name}.view")
+            choose(section.model_from, ("best", "last"), f"config.{name}.model_from")
+        elif section.kind == "mine":
+            choose(section.similarity, ("cosine", "ip", "l2"), f"config.{name}.similarity")
+            choose(section.backend, ("faiss", "jax"), f"config.{name}.backend")
+            _at_least(section.top_classes, 1, f"config.{name}.top_classes")
+        if "batch" in section:
+            _at_least(section.batch, 1, f"config.{name}.batch")
+    choose(config.model.backbone, backbones.names(), "config.model.backbone")
+    choose(config.model.dtype, ("auto", "float32", "bfloat16", "float64"), "config.model.dtype")
+    choose(config.data.source, ("folder", "digits"), "config.data.source")
+    choose(config.data.feed, ("auto", "resident", "streamed"), "config.data.feed")
+    augments = ("none", "trivial_augment_wide", "auto_augment")
+    choose(config.image.augment, augments, "config.image.augment")
+    if config.image.interpolation:
+        choose(config.image.interpolation, ("bilinear", "bicubic"), "config.image.interpolation")
+    _at_least(config.image.size, 1, "config.image.size")
+    if config.image.resize:
+        _at_least(config.image.resize, config.image.size, "config.image.resize (or 0)")
+
+
+def _check_training(section: ConfigDict, name: str, config: ConfigDict, methods) -> None:
+    choose(section.method, methods.names(), f"config.{name}.method")
+    choose(section.optimizer, ("sgd", "adamw"), f"config.{name}.optimizer")
+    choose(section.schedule, ("constant", "cosine", "step"), f"config.{name}.schedule")
+    choose(section.init_from, ("best", "last"), f"config.{name}.init_from")
+    choose(section.head, ("keep", "fresh"), f"config.{name}.head")
+    choose(section.frozen_batch_norm, ("fixed", "update"), f"config.{name}.frozen_batch_norm")
+    if section.blend and not section.init:
+        raise UserError(f"config.{name}.blend = {section.blend!r} needs config.{name}.init to blend with.")
+    if not 0 <= section.alpha <= 1:
+        raise UserError(f"config.{name}.alpha = {section.alpha}; the weight of the first phase is 0 to 1.")
+    for key in ("learning_rate", "weight_decay", "clip"):
+        _at_least(section[key], 0, f"config.{name}.{key}")
+    if section.pairs and config[section.pairs].kind != "mine":
+        raise UserError(f"config.{name}.pairs = {section.pairs!r} is not a mining phase.")
+
+
+def _at_least(value, lowest, where: str) -> None:
+    if not value >= lowest:
+        raise UserError(f"{where} = {value}; it must be at least {lowest}.")
+
+
+def flat(config: ConfigDict, prefix: str = "") -> dict[str, object]:
+    """{'data.root': ..., 'finetune.batch': ...}: every leaf under its dotted name."""
+    leaves = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            leaves |= flat(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = value
+    return leaves
+
+
+def is_placement(key: str) -> bool:
+    return any(key == name or key.startswith(name + ".") for name in PLACEMENT)
+
+
+def as_json(config: ConfigDict) -> str:
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list)
+
+
+def phase_hash(config: ConfigDict, name: str, hashes: dict[str, str]) -> str:
+    """A hash of what a phase computes from: its section, what all phases share, and its inputs' hashes."""
+    section = config[name]
+    read = inputs(section)
+    if section.kind == "evaluate" and not read:
+        read = tuple(p for p in hashes if config[p].kind == "train")
+    content = {
+        "section": flat(section),
+        "shared": {
+            key: value
+            for key, value in flat(config).items()
+            if key.split(".")[0] in ("seed", "data", "image", "model") and not is_placement(key)
+        },
+        "inputs": {phase: hashes[phase] for phase in read},
+    }
+    text = json.dumps(content, sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,121 @@
+"""What a data set is: class names, files and labels by split, and a function that reads a file."""
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fgvc_jax.errors import UserError
+
+
+class Split(NamedTuple):
+    """The examples of one split, in order."""
+
+    files: tuple[str, ...]
+    labels: np.ndarray  # int32 [N], ids 0..C-1 of the manifest's class table
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """A data set before any image is decoded.
+
+    Attributes:
+      name: short name, used for file names and messages.
+      classes: class names; the position is the label.
+      splits: 'train' and usually 'val' and 'test', in this order.
+      read: file -> uint8 [H, W, 3], RGB, upright. Raises UserError for a file it cannot read.
+      root: the directory that `files` are relative to; None where they are not files on disk.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+    read: Callable[[str], np.ndarray]
+    root: str | None = None
+
+
+def check(manifest: Manifest) -> None:
+    """Raises UserError unless labels, classes and splits are consistent.
+
+    Runs on the host before anything reaches a device, where a label out of range would not fail
+    but give NaN, wrap around or score zero in silence.
+    """
+    name, classes = manifest.name, manifest.classes
+    if len(classes) < 2:
+        raise UserError(
+            f"{name}: {len(classes)} class{'' if classes else 'es'} ({', '.join(classes)}); "
+            "classification needs at least two. Add a second class."
+        )
+    repeated = [c for c, n in Counter(classes).items() if n > 1]
+    if repeated:
+        raise UserError(f"{name}: class {repeated[0]!r} stands twice in the class table.")
+    if "train" not in manifest.splits:
+        raise UserError(f"{name}: no 'train' split; there are: {', '.join(manifest.splits)}.")
+
+    owner: dict[str, str] = {}
+    for split, (files, labels) in manifest.splits.items():
+        if len(files) == 0:
+            raise UserError(f"{name}: split {split!r} is empty. Leave it out or give it images.")
+        if np.shape(labels) != (len(files),):
+            raise UserError(
+                f"{name}: split {split!r} has {len(files)} files but labels of shape "
+                f"{np.shape(labels)}; one label a file is needed."
+            )
+        if not np.issubdtype(np.asarray(labels).dtype, np.integer):
+            raise UserError(
+                f"{name}: labels of split {split!r} are {np.asarray(labels).dtype}, not integers."
+            )
+        wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
+        if len(wrong):
+            first = wrong[0]
+            raise UserError(
+                f"{name}: split {split!r}, file {files[first]!r}: label {labels[first]} is not in "
+                f"0..{len(classes) - 1} ({len(classes)} classes). {len(wrong)} of {len(files)} "
+                "labels are out of range. Map original ids through the class table first: an id "
+                "such as 4780 is a name, not a label."
+            )
+        for file in files:
+            if file in owner:
+                where = (
+                    f"twice in {split!r}"
+                    if owner[file] == split
+                    else f"in {owner[file]!r} and {split!r}"
+                )
+                raise UserError(
+                    f"{name}: file {file!r} stands {where}. An example may be listed once only, "
+                    "else the accuracy means nothing."
+                )
+            owner[file] = split
+
+    counts = np.bincount(manifest.splits["train"].labels, minlength=len(classes))
+    empty = [classes[i] for i in np.flatnonzero(counts == 0)]
+    if empty:
+        raise UserError(
+            f"{name}: {len(empty)} class{'es have' if len(empty) > 1 else ' has'} no training "
+            f"image: {', '.join(empty[:10])}{', ...' if len(empty) > 10 else ''}. "
+            "Give every class at least one, or remove it."
+        )
+
+
+def save(manifest: Manifest, path: str | os.PathLike) -> None:
+    """Writes classes and, by split, one line a file with its label, as JSON, atomically."""
+    content = {
+        "name": manifest.name,
+        "root": manifest.root,
+        "classes": list(manifest.classes),
+        "splits": {
+            split: dict(zip(files, labels.tolist(), strict=True))
+            for split, (files, labels) in manifest.splits.items()
+        },
+    }
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    # File names are bytes to the system: what is not UTF-8 is written back as it came.
+    partial.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")
+    os.replace(partial, path)

@@ -1,0 +1,1 @@
+"""Metrics on the host, and where they are written."""

@@ -1,0 +1,73 @@
+"""Named numbers over steps, as JSON lines and for TensorBoard."""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+
+class Writer:
+    """Appends to `<directory>/metrics.jsonl` and to TensorBoard events in the same directory.
+
+    One line holds {"step": int, "kind": str, "time": seconds since 1970, name: number, ...}; a
+    number that is not finite is null there. Each line is on its way to the disk when `write`
+    returns. To be used by one process only.
+    """
+
+    def __init__(self, directory, tensorboard=True):
+        self._directory = Path(directory)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._path = self._directory / "metrics.jsonl"
+        self._file = None
+        self._tensorboard = tensorboard
+        self._events = None
+
+    def write(self, step, values, kind="train"):
+        """Writes `values`, a dict of name to number, of one `kind` ('train', 'val', ...)."""
+        values = {name: float(value) for name, value in values.items()}
+        line = {"step": int(step), "kind": kind, "time": round(time.time(), 3)}
+        line |= {name: x if math.isfinite(x) else None for name, x in values.items()}
+        if self._file is None:
+            self._file = open(self._path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        if self._tensorboard:
+            if self._events is None:
+                from tensorboard.summary import Writer as EventWriter
+
+                self._events = EventWriter(str(self._directory))
+            for name, x in values.items():
+                self._events.add_scalar(f"{kind}/{name}", x, int(step))
+
+    def truncate(self, step):
+        """Drops what was written after `step`, to be called when a run resumes from there.
+
+        Of a run that was killed the last line may be torn; it goes too. The file is replaced in one
+        move. TensorBoard drops such points by itself when it reads the next events.
+        """
+        self.close()
+        if not self._path.exists():
+            return
+        kept = [line for line in self._path.read_text("utf-8").splitlines() if _upto(line, step)]
+        new = self._path.with_suffix(".new")
+        new.write_text("".join(line + "\n" for line in kept), "utf-8")
+        os.replace(new, self._path)
+
+    def flush(self):
+        for stream in (self._file, self._events):
+            if stream is not None:
+                stream.flush()
+
+    def close(self):
+        """Closes both files; a later `write` opens them again."""
+        for stream in (self._file, self._events):
+            if stream is not None:
+                stream.close()
+        self._file = self._events = None
+
+
+def _upto(line, step):
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False

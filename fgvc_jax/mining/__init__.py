@@ -1,0 +1,1 @@
+"""Mining of look-alike pairs: nearest neighbours, pairs, contact sheet."""

@@ -1,0 +1,151 @@
+"""What the phases of a run share: the data, the devices, and what earlier phases have left."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from fgvc_jax import backbones
+from fgvc_jax.data import cache, feed
+from fgvc_jax.data.augment import View
+from fgvc_jax.data.manifest import Manifest
+from fgvc_jax.model import Description, load_description
+from fgvc_jax.train import mesh as meshes
+from fgvc_jax.train import tree
+from fgvc_jax.train.checkpoint import Checkpoints, pick
+from fgvc_jax.train.step import predict_step
+from fgvc_jax.train.stop import Stop
+
+
+class Context:
+    """Made once for a run; phases read from it and write into `directory(phase)` only."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        manifest: Manifest,
+        say: Callable[[str], None],
+        stop: Stop,
+    ):
+        self.config, self.workdir, self.manifest = config, workdir, manifest
+        self.say, self.stop = say, stop
+        self.mesh = meshes.make(config.devices.shard_parameters)
+        self.main = jax.process_index() == 0  # the process that writes
+        self.results: dict[str, dict] = {}  # DONE.json of the phases that came before
+        self.later_seconds: float | None = None  # estimated time of the phases after this one
+        self.view = make_view(config)
+        self.canvas = cache.canvas_size(manifest, config.data.canvas)
+        self._canvases: dict[str, cache.Canvases] = {}
+        self._resident: dict[str, tuple[jax.Array, jax.Array]] = {}
+
+    def directory(self, phase: str) -> Path:
+        path = self.workdir / phase
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def dtype(self) -> jnp.dtype:
+        name = self.config.model.dtype
+        if name == "auto":
+            name = "float32" if jax.devices()[0].platform == "cpu" else "bfloat16"
+        return jnp.dtype(name)
+
+    def canvases(self, split: str) -> cache.Canvases:
+        if split not in self._canvases:
+            folder = self.config.data.cache or os.environ.get("FGVC_CACHE", "~/.cache/fgvc_jax")
+            self._canvases[split] = cache.build(
+                self.manifest, split, self.canvas, folder, say=self.say
+            )
+        return self._canvases[split]
+
+    def feed(self, splits: Sequence[str]) -> feed.Feed:
+        """A feed whose views look into these splits."""
+        views = [self.canvases(split) for split in splits]
+        limit = self.config.data.resident_gb * 1e9
+        choice = self.config.data.feed
+        resident = ()
+        if choice == "resident" or (
+            choice == "auto" and sum(c.pixels.nbytes for c in self._canvases.values()) <= limit
+        ):
+            for split in splits:
+                if split not in self._resident:
+                    self._resident[split] = feed.make_resident(self.canvases(split), self.mesh)
+            resident = tuple(self._resident[split] for split in splits)
+        return feed.Feed(views, self.mesh, resident)
+
+    def describe(self, section: ConfigDict) -> Description:
+        """The model of a training section."""
+        model = self.config.model
+        return Description(
+            backbone=model.backbone,
+            backbone_arguments=model.arguments.to_dict(),
+            method=section.method,
+            method_arguments=section.arguments.to_dict(),
+            classes=self.manifest.classes,
+            view=self.view,
+            dtype=str(self.dtype()),
+            param_dtype=model.param_dtype,
+        )
+
+    def starting_model(self, description: Description) -> nnx.Module:
+        """The model before any training: pretrained where the config names weights, else from scratch."""
+        module = description.build(self.config.seed)
+        if self.config.model.pretrained:
+            from fgvc_jax.weights import load_pretrained
+
+            _, report = load_pretrained(module.backbone, self.config.model.pretrained)
+            self.say(report.text)
+        return module
+
+    def predictor(self, module: nnx.Module, random_seed: int | None = None) -> Callable:
+        """The jitted forward pass of a module in eval mode."""
+        static, _, _ = tree.split(module)
+        return predict_step(static, self.mesh, self.view, self.dtype(), random_seed)
+
+    def trained_model(self, phase: str, which: str) -> tuple[Description, nnx.Module, dict]:
+        """(description, module in eval mode, {'params', 'stats'} on the mesh) of a finished phase."""
+        description = load_description(self.workdir / phase / "model.json")
+        module = description.build()
+        checkpoints = Checkpoints(self.workdir / phase / "checkpoints")
+        _, params, stats = tree.split(module)
+        weights = {"params": params, "stats": stats}
+        weights = jax.device_put(weights, meshes.shardings(weights, self.mesh))
+        weights = checkpoints.restore_weights(pick(checkpoints, which), weights)
+        checkpoints.close()
+        return description, module, weights
+
+
+def make_view(config: ConfigDict) -> View:
+    """The preprocessing: the config's, and where it says nothing that of the backbone's weights."""
+    model, image = config.model, config.image
+    wants = nnx.eval_shape(
+        lambda: backbones.create(
+            model.backbone, image_size=image.size, rngs=nnx.Rngs(0), **model.arguments.to_dict()
+        )
+    ).info.preprocessing
+    return View(
+        size=image.size,
+        resize=image.resize or round(image.size / wants.crop_fraction),
+        mean=tuple(image.mean or wants.mean),
+        std=tuple(image.std or wants.std),
+        interpolation=image.interpolation or wants.interpolation,
+        crop_scale=tuple(image.crop_scale),
+        crop_ratio=tuple(image.crop_ratio),
+        flip=image.flip,
+        **({"augment": image.augment, "augment_probability": image.augment_probability, "augment_first": image.augment_first} if "augment" in View._fields else {}),
+    )
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Atomically: a reader sees the old file or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1, default=float) + "\n")
+    os.replace(partial, path)
+
+

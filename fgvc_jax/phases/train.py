@@ -1,0 +1,262 @@
+"""A training phase: from the data and earlier weights to checkpoints and model.json."""
+
+import zlib
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from fgvc_jax import lengths, methods
+from fgvc_jax.data import sampler
+from fgvc_jax.data.feed import Feed
+from fgvc_jax.metrics import classification
+from fgvc_jax.metrics.progress import Progress, duration
+from fgvc_jax.metrics.writers import Writer
+from fgvc_jax.mining import pairs as mined
+from fgvc_jax.phases.context import Context
+from fgvc_jax.train import loop, optim, tree
+from fgvc_jax.train import mesh as meshes
+from fgvc_jax.train import step as steps
+from fgvc_jax.train.checkpoint import METRIC, Checkpoints
+from fgvc_jax.train.predict import predict_all
+
+
+class Examples(NamedTuple):
+    """What a phase trains or validates on."""
+
+    feed: Feed
+    index: np.ndarray  # int [N, V], rows of the feed's views
+    labels: np.ndarray  # int32 [N], class ids, or 1 for a pair of the same class
+
+
+def run(context: Context, name: str) -> dict:
+    """Trains, resuming from the latest checkpoint of this phase if there is one.
+
+    Returns:
+      What DONE.json keeps: steps, images through a backward pass, seconds by kind, and the validation
+      metrics of the best and the last checkpoint.
+    """
+    config, section = context.config, context.config[name]
+    seconds = loop.Seconds()
+    folder = context.directory(name)
+    train, val = _examples(context, section, "train"), _examples(context, section, "val")
+    cost = cost_of(context, name, len(train.index))
+
+    description = context.describe(section)
+    module = _initial_model(context, section, description)
+    if context.main:
+        description.save(folder / "model.json")
+
+    _, params, stats = tree.split(module)
+    freeze = tuple(section.freeze)
+    trainable = [path for path in params if not tree.matches(freeze, path)]
+    optimizer = optim.direction(
+        section.optimizer,
+        trainable,
+        momentum=section.momentum,
+        nesterov=section.nesterov,
+        beta2=section.beta2,
+        weight_decay=section.weight_decay,
+        no_decay=section.no_decay,
+        clip=section.clip,
+    )
+
+    def length(text: str, key: str) -> int:
+        return lengths.steps(
+            text,
+            where=f"config.{name}.{key}",
+            images_per_step=cost.images // cost.steps,
+            images_per_epoch=len(train.index) * len(train.index[0]),
+            total_steps=cost.steps,
+        )
+
+    drops = [length(text, "schedule_steps") for text in section.schedule_steps]
+    rate = optim.schedule(
+        section.schedule,
+        peak=section.learning_rate,
+        total=cost.steps,
+        warmup=length(section.warmup, "warmup"),
+        drops=drops,
+        factor=section.schedule_factor,
+    )
+
+    state = steps.init_state(params, stats, optimizer, freeze)
+    state = jax.device_put(state, meshes.shardings(state, context.mesh))
+    checkpoints = Checkpoints(folder / "checkpoints")
+    writer = Writer(folder, tensorboard=config.log.tensorboard) if context.main else None
+    first = checkpoints.latest() or 0
+    if first:
+        state = checkpoints.restore(first, state)
+        context.say(f"  {name} goes on from step {first} of {cost.steps}")
+    if writer:
+        writer.truncate(first)
+
+    module.train()
+    if section.frozen_batch_norm == "fixed":
+        steps.fix_batch_norm(module, freeze)
+    train_step = steps.train_step(
+        module,
+        state,
+        mesh=context.mesh,
+        view=context.view,
+        optimizer=optimizer,
+        rate=rate,
+        scales=optim.learning_rate_scales(trainable, tuple(section.learning_rate_scale)),
+        freeze=freeze,
+        seed=phase_seed(config.seed, name),
+        total_steps=cost.steps,
+        dtype=context.dtype(),
+    )
+    module.eval()
+    predict = context.predictor(module)
+
+    order = sampler.shuffled(len(train.index), section.batch, phase_seed(config.seed, name))
+    examples = {"index": train.index, "label": train.labels}
+    batches = train.feed.stream(order.slice(slice(first, cost.steps)), examples)
+    if first < cost.steps:
+        context.say("  compiling the train step ... (first time; the result is cached)")
+        with seconds.measure("compile"):
+            example = train.feed.batch(
+                **{key: column[order[first]] for key, column in examples.items()}
+            )
+            train_step = train_step.lower(state, train.feed.resident, example).compile()
+
+    def evaluate(state) -> dict[str, float] | None:
+        if val is None:
+            return None
+        outputs = predict_all(predict, state, val.feed, val.index, section.batch)
+        return score(methods.get(section.method).task, outputs, val.labels, len(description.classes))
+
+    progress = Progress(
+        name,
+        cost.steps,
+        cost.images // cost.steps,
+        first_step=first,
+        later_seconds=context.later_seconds,
+    )
+    try:
+        with progress:
+            loop.fit(
+                state,
+                step_function=lambda state, batch: train_step(state, train.feed.resident, batch),
+                batches=batches,
+                first_step=first,
+                total_steps=cost.steps,
+                eval_every=max(1, length(section.eval_every, "eval_every")),
+                log_every=max(1, length(config.log.every, "log.every")),
+                evaluate=evaluate,
+                checkpoints=checkpoints,
+                writer=writer,
+                progress=progress,
+                seconds=seconds,
+                stop=context.stop,
+            )
+    finally:
+        with seconds.measure("save"):
+            checkpoints.close()
+        if writer:
+            writer.close()
+    return {
+        "steps": cost.steps,
+        "images": cost.images,
+        "seconds_by_kind": {k: round(v, 2) for k, v in vars(seconds).items()},
+        "validation": _validation(folder / "checkpoints", cost.steps),
+    }
+
+
+def _validation(directory, last: int) -> dict:
+    checkpoints = Checkpoints(directory)
+    best = checkpoints.best() or last
+    result = {
+        "best": {"step": best} | checkpoints.metrics(best),
+        "last": {"step": last} | checkpoints.metrics(last),
+    }
+    checkpoints.close()
+    return result
+
+
+def score(task: str, outputs: dict, labels: np.ndarray, classes: int) -> dict[str, float]:
+    """Validation metrics of a task, with 'selection', by which the best checkpoint is chosen."""
+    if task == "verify":
+        metrics = classification.binary(outputs["scores"], labels)
+        return {
+            "auroc": metrics["auroc"],
+            "accuracy": metrics["accuracy"],
+            METRIC: metrics["auroc"] if np.isfinite(metrics["auroc"]) else metrics["accuracy"],
+        }
+    metrics = classification.classification(outputs["scores"], labels, classes)
+    return {"top1": metrics["top1"], "nll": metrics["nll"], METRIC: metrics["top1"]}
+
+
+def phase_seed(seed: int, name: str) -> int:
+    """Phases draw differently from each other, and the same in every run with one seed."""
+    return zlib.crc32(f"{seed}/{name}".encode()) & 0x7FFFFFFF
+
+
+class Cost(NamedTuple):
+    steps: int
+    images: int  # through a backward pass
+
+
+def cost_of(context: Context, name: str, examples: int) -> Cost:
+    """Length of a training phase over this many examples (images or pairs)."""
+    section = context.config[name]
+    views = methods.get(section.method).views
+    meshes.check_batch(section.batch, context.mesh, f"config.{name}.batch")
+    count = lengths.steps(
+        section.length,
+        where=f"config.{name}.length",
+        images_per_step=section.batch * views,
+        images_per_epoch=examples * views,
+        earlier={p: r["images"] for p, r in context.results.items() if "images" in r},
+    )
+    return Cost(max(1, count), max(1, count) * section.batch * views)
+
+
+def _examples(context: Context, section, split: str) -> Examples | None:
+    """The examples of a split; None where there are none."""
+    if not section.pairs:
+        if split not in context.manifest.splits:
+            return None
+        labels = context.manifest.splits[split].labels
+        return Examples(context.feed([split]), np.arange(len(labels))[:, None], labels)
+    path = context.workdir / section.pairs / f"{split}_pairs.npz"
+    if not path.exists():
+        return None
+    pairs = mined.load(path)
+    index = np.stack([pairs.query, pairs.neighbour], axis=1)
+    return Examples(context.feed([split, "train"]), index, pairs.label)
+
+
+def _initial_model(context: Context, section, description):
+    """The module with the weights that the phase starts from."""
+    if not section.init:
+        return context.starting_model(description)
+    module = description.build(context.config.seed)
+    static, params, stats = tree.split(module)
+    _, _, source = context.trained_model(section.init, section.init_from)
+    if section.blend:
+        _, _, second = context.trained_model(section.blend, section.init_from)
+        source = {
+            kind: tree.blend(source[kind], second[kind], section.alpha, "backbone/")
+            for kind in ("params", "stats")
+        }
+    fresh = section.head == "fresh"
+    taken = 0
+    for ours, theirs in ((params, source["params"]), (stats, source["stats"])):
+        for path, value in theirs.items():
+            if path in ours and (path.startswith("backbone/") or not fresh):
+                ours[path] = value
+                taken += 1
+    blended = f", blended with {section.blend} (alpha {section.alpha:g})" if section.blend else ""
+    context.say(
+        f"  starts from {section.init}{blended}: {taken} arrays taken, "
+        f"{len(params) + len(stats) - taken} fresh"
+    )
+    return tree.merge(static, params, stats)
+
+
+def plan_line(name: str, cost: Cost, seconds: float | None, exact: bool) -> str:
+    about = "" if exact else "about "
+    time = f", roughly {duration(seconds)}" if seconds is not None else ""
+    return f"  {name:<12} {about}{cost.images:,} images in {cost.steps:,} steps{time}"

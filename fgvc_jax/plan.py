@@ -1,0 +1,139 @@
+"""What a run will cost, before the first step; and the same run made tiny."""
+
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from fgvc_jax import backbones
+from fgvc_jax import config as configs
+from fgvc_jax.data.manifest import Manifest, Split
+from fgvc_jax.metrics.progress import duration
+from fgvc_jax.phases.context import Context
+from fgvc_jax.phases.train import cost_of
+from fgvc_jax.train import tree
+
+# Of the speed of a bare matrix product; training steps reach 15 to 40 % on the devices we know.
+UTILISATION = 0.25
+
+
+class PhaseCost(NamedTuple):
+    backward: int  # images through a backward pass
+    forward: int  # images through a forward pass alone
+    steps: int
+    seconds: float  # rough: from FLOPs
+
+
+def costs(context: Context, done: dict[str, dict]) -> dict[str, PhaseCost]:
+    """The cost of each phase; pairs that are not yet mined are counted as 2Q-1 an image."""
+    config, result = context.config, {}
+    splits = {name: len(s.labels) for name, s in context.manifest.splits.items()}
+    second = None if len(done) == len(configs.phases(config)) else seconds_per_image(context)
+    known = dict(context.results)
+    for name in configs.phases(config):
+        section = config[name]
+        backward = forward = steps = 0
+        if section.kind == "train":
+            examples, validation = splits["train"], splits.get("val", 0)
+            if section.pairs:
+                mined = done.get(section.pairs) or context.results.get(section.pairs) or {}
+                width = 2 * min(config[section.pairs].top_classes, len(context.manifest.classes)) - 1
+                examples = mined.get("train", {}).get("pairs") or examples * width
+                validation = 2 * (mined.get("val", {}).get("pairs") or validation * width)
+            cost = cost_of(context, name, examples)
+            steps, backward = cost
+            context.results[name] = {"images": backward}  # what later lengths refer to
+            forward = validation * max(1, round(steps / max(1, _every(context, name, cost, examples))))
+        elif section.kind == "embed":
+            forward = splits["train"] + splits.get("val", 0)
+        elif section.kind == "evaluate":
+            forward = 4 * (splits.get("val", 0) + splits.get("test", 0)) + splits["train"]
+        frozen = section.kind == "train" and tree.matches(section.freeze, "backbone/x")
+        work = backward * (1 if frozen else 3) + forward
+        result[name] = PhaseCost(backward, forward, steps, work * (second or 0))
+    context.results = known
+    return result
+
+
+def _every(context: Context, name: str, cost, examples: int) -> int:
+    from fgvc_jax import lengths
+
+    return lengths.steps(
+        context.config[name].eval_every,
+        where=f"config.{name}.eval_every",
+        images_per_step=cost.images // cost.steps,
+        images_per_epoch=examples * (cost.images // cost.steps // context.config[name].batch),
+        total_steps=cost.steps,
+    )
+
+
+def lines(costs: dict[str, PhaseCost], done: dict) -> list[str]:
+    result = ["plan: images through a backward pass (and forward only), time estimated from FLOPs"]
+    for name, cost in costs.items():
+        images = f"{cost.backward:,}" if cost.backward else "-"
+        forward = f"(+ {cost.forward:,})" if cost.forward else ""
+        steps = f"{cost.steps:,} steps" if cost.steps else ""
+        seconds = "done" if name in done else f"about {duration(cost.seconds)}" if cost.seconds else ""
+        result.append(f"  {name:<12}{images:>14} {forward:<14}{steps:>16}  {seconds}".rstrip())
+    total = sum(cost.seconds for name, cost in costs.items() if name not in done)
+    return [*result, f"  {'all':<12}{'':>46} about {duration(total)}"]
+
+
+def later_seconds(costs: dict[str, PhaseCost], todo: list[str], name: str) -> float:
+    return sum(costs[later].seconds for later in todo[todo.index(name) + 1 :])
+
+
+def seconds_per_image(context: Context) -> float:
+    """Rough time of one image's forward pass over all devices: its FLOPs over a matrix product's speed."""
+    model, size, dtype = context.config.model, context.view.size, context.dtype()
+    backbone = nnx.eval_shape(
+        lambda: backbones.create(
+            model.backbone, image_size=size, rngs=nnx.Rngs(0), dtype=dtype, **model.arguments.to_dict()
+        )
+    )
+    backbone.eval()
+    graphdef, state = nnx.split(backbone)
+    image = jax.ShapeDtypeStruct((1, size, size, 3), dtype)
+    forward = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x).pooled)
+    analysis = forward.lower(state, image).cost_analysis()
+    flops = (analysis[0] if isinstance(analysis, list) else analysis)["flops"]
+    return flops / (_matmul_speed(dtype) * UTILISATION * context.mesh.size)
+
+
+def _matmul_speed(dtype) -> float:
+    """FLOP/s of one device on a square matrix product, timed for a moment."""
+    side = 1024 if jax.devices()[0].platform == "cpu" else 8192
+    a = jnp.ones((side, side), dtype)
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()
+    best = np.inf
+    for _ in range(5):
+        start = time.monotonic()
+        product(a).block_until_ready()
+        best = min(best, time.monotonic() - start)
+    return 2 * side**3 / best
+
+
+def shrink(config: ConfigDict) -> ConfigDict:
+    """Two steps of every training phase, for --dry_run."""
+    config = config.copy_and_resolve_references()
+    for name in configs.phases(config):
+        if config[name].kind == "train":
+            config[name].length = "2 steps"
+            config[name].eval_every = "2 steps"
+    return config
+
+
+def few_images(manifest: Manifest, limit: int = 64) -> Manifest:
+    """At most `limit` images a split, from as few classes as fill it, so that there are pairs to mine."""
+    splits = {}
+    for name, split in manifest.splits.items():
+        order = np.argsort(split.labels, kind="stable")
+        by_class = [order[split.labels[order] == label][:8] for label in np.unique(split.labels)]
+        chosen = np.sort(np.concatenate(by_class)[:limit])
+        splits[name] = Split(tuple(split.files[i] for i in chosen), split.labels[chosen])
+    return Manifest(manifest.name, manifest.classes, splits, manifest.read, manifest.root)

@@ -1,0 +1,136 @@
+"""The training loop: reads top to bottom, and never waits for the device except where it must.
+
+Metrics of a step are read after the next one has been dispatched. Before a checkpoint is written all of them
+are read, so that nothing that came out of a NaN is ever saved.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from fgvc_jax.errors import UserError
+from fgvc_jax.metrics.progress import Progress
+from fgvc_jax.metrics.writers import Writer
+from fgvc_jax.train.checkpoint import Checkpoints
+from fgvc_jax.train.stop import Stop
+
+
+@dataclasses.dataclass
+class Seconds:
+    """Wall time of a phase by kind."""
+
+    compile: float = 0.0
+    data_wait: float = 0.0
+    steps: float = 0.0
+    evaluate: float = 0.0
+    save: float = 0.0
+
+    def measure(self, kind: str) -> "_Timer":
+        return _Timer(self, kind)
+
+
+class _Timer:
+    def __init__(self, seconds: Seconds, kind: str):
+        self.seconds, self.kind = seconds, kind
+
+    def __enter__(self):
+        self.start = time.monotonic()
+
+    def __exit__(self, *_):
+        passed = time.monotonic() - self.start
+        setattr(self.seconds, self.kind, getattr(self.seconds, self.kind) + passed)
+
+
+def fit(
+    state: dict[str, Any],
+    *,
+    step_function: Callable,
+    batches: Iterator,
+    first_step: int,
+    total_steps: int,
+    eval_every: int,
+    log_every: int,
+    evaluate: Callable[[dict], dict[str, float] | None],
+    checkpoints: Checkpoints,
+    writer: Writer | None,
+    progress: Progress,
+    seconds: Seconds,
+    stop: Stop,
+) -> dict[str, Any]:
+    """Trains from `first_step` to `total_steps` and returns the last state.
+
+    Args:
+      state: at `first_step`; its buffers are given away.
+      step_function: (state, batch) -> (state, metrics).
+      evaluate: state -> metrics of validation with the key 'selection', or None where there is none.
+      writer: None in all processes but the first.
+
+    Raises:
+      UserError: a loss or gradient that is not finite, with the steps and the last good checkpoint.
+      Interrupted: after a signal, when the state has been saved.
+    """
+    window: list[tuple[int, dict[str, float]]] = []
+    pending: tuple[int, dict] | None = None
+
+    def read() -> None:
+        nonlocal pending
+        if pending is not None:
+            number, metrics = pending
+            window.append((number, {k: float(v) for k, v in jax.device_get(metrics).items()}))
+            pending = None
+            _check_finite(window, checkpoints)
+
+    def log() -> None:
+        if window:
+            names = window[-1][1]
+            means = {name: sum(m[name] for _, m in window) / len(window) for name in names}
+            if writer:
+                writer.write(window[-1][0], means, kind="train")
+            progress.update(0, text=f"loss {means.get('loss', means.get('loss_1')):.4f}")
+            window.clear()
+
+    for number in range(first_step + 1, total_steps + 1):
+        with seconds.measure("data_wait"):
+            batch = next(batches)
+        with seconds.measure("steps"):
+            state, metrics = step_function(state, batch)
+            read()  # of the step before, while this one runs
+            pending = (number, metrics)
+        progress.update()
+        evaluating = number % eval_every == 0 or number == total_steps
+        if evaluating or stop.requested:
+            with seconds.measure("steps"):
+                read()
+        if number % log_every == 0 or evaluating:
+            log()
+        if evaluating:
+            with seconds.measure("evaluate"):
+                scores = evaluate(state)
+            if scores is not None:
+                if writer:
+                    writer.write(number, scores, kind="val")
+                shown = ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if k != "selection")
+                progress.write(f"  step {number}: validation {shown}")
+        if evaluating or stop.requested:
+            with seconds.measure("save"):
+                checkpoints.save(number, state, scores if evaluating else None)
+        if number < total_steps:
+            stop.check()
+    return state
+
+
+def _check_finite(window, checkpoints: Checkpoints) -> None:
+    number, metrics = window[-1]
+    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        good = checkpoints.latest()
+        where = f"step {good} in {checkpoints.directory}" if good else "none yet"
+        raise UserError(
+            f"{bad[0]} became {metrics[bad[0]]} at step {number} (logged window: steps {window[0][0]} to "
+            f"{number}). Last good checkpoint: {where}. Lower the learning rate, lengthen the warm-up or "
+            "clip the gradient (clip=1.0), and start with a new workdir."
+        )

@@ -1,0 +1,64 @@
+"""The devices as a mesh, and where each array lies on it."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fgvc_jax.errors import UserError
+
+
+def make(shard_parameters: int = 1) -> Mesh:
+    """All devices as ('data', 'model'). The batch is split over both axes, parameters over 'model'.
+
+    Raises:
+      UserError: if the number of devices is not divisible by `shard_parameters`.
+    """
+    devices = jax.device_count()
+    if shard_parameters < 1 or devices % shard_parameters:
+        raise UserError(
+            f"config.devices.shard_parameters = {shard_parameters} does not divide the {devices} device(s)."
+        )
+    shape = (devices // shard_parameters, shard_parameters)
+    return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def shardings(tree, mesh: Mesh):
+    """A sharding for each array: its largest axis that divides evenly is split over 'model', if any."""
+    parts = mesh.shape["model"]
+
+    def one(leaf) -> NamedSharding:
+        axes = [a for a in np.argsort(leaf.shape)[::-1] if leaf.shape[a] % parts == 0]
+        if parts == 1 or not axes or leaf.size < 2**16:  # small ones cost more to gather than to keep
+            return NamedSharding(mesh, P())
+        return NamedSharding(mesh, P(*("model" if a == axes[0] else None for a in range(leaf.ndim))))
+
+    return jax.tree.map(one, tree)
+
+
+def check_batch(batch: int, mesh: Mesh, where: str) -> None:
+    """Raises UserError where a batch cannot be split evenly over the devices."""
+    if batch % mesh.size:
+        lower, upper = batch // mesh.size * mesh.size, (batch // mesh.size + 1) * mesh.size
+        options = f"{lower} or {upper}" if lower else f"{upper}"
+        raise UserError(
+            f"{where} = {batch} is not divisible by the {mesh.size} devices; use {options}, for instance."
+        )
+
+
+def name_devices() -> str:
+    """'8 x NVIDIA H200' or '1 x cpu (16 cores)', and a hint where an accelerator seems unused."""
+    import os
+    import shutil
+
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{jax.device_count()} x {device.device_kind}"
+    text = f"{jax.device_count()} x cpu ({len(os.sched_getaffinity(0))} cores)" if hasattr(
+        os, "sched_getaffinity"
+    ) else f"{jax.device_count()} x cpu"
+    if os.path.exists("/dev/nvidia0") or shutil.which("nvidia-smi"):
+        text += "\nhint: there seems to be an NVIDIA GPU that JAX does not use: pip install -e '.[cuda]'"
+    elif os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0"):
+        text += "\nhint: there seems to be a TPU that JAX does not use: pip install -e '.[tpu]'"
+    return text

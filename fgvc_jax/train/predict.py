@@ -1,0 +1,51 @@
+"""A whole split through the jitted forward pass: padded, masked, every example exactly once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from fgvc_jax.data import sampler
+from fgvc_jax.data.feed import Feed
+
+
+def predict_all(
+    step: Callable,
+    weights: dict[str, Any],
+    feed: Feed,
+    index: np.ndarray,
+    batch: int,
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, np.ndarray]:
+    """Outputs of `predict_step` for every row of an index, in order.
+
+    Args:
+      step: from `fgvc_jax.train.step.predict_step`.
+      weights: {'params', 'stats'}.
+      index: int [N, V], the images of each example.
+      batch: examples at a time over all devices.
+      check: called before each batch; may raise to stop.
+
+    Returns:
+      The step's dictionary with leading axis N, on the host.
+    """
+    parts: list[dict[str, np.ndarray]] = []
+    pending = None
+
+    def read():
+        if pending is not None:
+            outputs, mask = pending
+            parts.append({name: x[mask] for name, x in jax.device_get(outputs).items()})
+
+    for number, (rows, mask) in enumerate(sampler.in_order(len(index), batch)):
+        check()
+        outputs = step(
+            weights["params"], weights["stats"], feed.resident, feed.batch(index[rows]), number
+        )
+        read()  # of the batch before, while this one runs
+        pending = (outputs, mask)
+    read()
+    result = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    assert all(len(column) == len(index) for column in result.values())
+    return result

@@ -1,0 +1,8 @@
+"""Starts a run: python launch.py --config=configs/quickstart.py --workdir=runs/quickstart"""
+
+import sys
+
+from fgvc_jax.cli import train
+
+if __name__ == "__main__":
+    sys.exit(train(sys.argv))

@@ -1,0 +1,62 @@
+import json
+
+import numpy as np
+import pytest
+
+from fgvc_jax.data import manifest as m
+from fgvc_jax.errors import UserError
+
+
+def make(train=("a", "b"), labels=(0, 1), classes=("x", "y"), **more):
+    splits = {"train": m.Split(tuple(train), np.array(labels, np.int32))}
+    splits |= {k: m.Split(tuple(f), np.array(n, np.int32)) for k, (f, n) in more.items()}
+    return m.Manifest("toy", tuple(classes), splits, read=lambda f: None)
+
+
+def message(manifest):
+    with pytest.raises(UserError) as error:
+        m.check(manifest)
+    return str(error.value)
+
+
+def test_a_sound_manifest_passes_even_where_a_split_lacks_classes():
+    m.check(make(val=(["c"], [1]), test=(["d"], [0])))
+
+
+@pytest.mark.parametrize("label", [2, -1, 4780])
+def test_label_outside_the_table_is_named(label):
+    text = message(make(val=(["fine", "bad.jpg"], [0, label])))
+    for part in ("'val'", "bad.jpg", str(label), "0..1", "1 of 2"):
+        assert part in text
+
+
+def test_other_inconsistencies_are_named():
+    assert "at least two" in message(make(("a",), (0,), ("x",)))
+    assert "'x' stands twice" in message(make(classes=("x", "x")))
+    assert "no training image: y" in message(make(labels=(0, 0)))
+    assert "labels of shape (1,)" in message(make(labels=(0,)))
+    assert "'val' is empty" in message(make(val=([], [])))
+    assert "'b' stands in 'train' and 'test'" in message(make(test=(["b"], [1])))
+    assert "'a' stands twice in 'train'" in message(make(train=("a", "b", "a"), labels=(0, 1, 0)))
+    floats = m.Split(("a", "b"), np.array([0.0, 1.0]))
+    assert "not integers" in message(m.Manifest("toy", ("x", "y"), {"train": floats}, None))
+    no_train = make()
+    no_train.splits["val"] = no_train.splits.pop("train")
+    assert "no 'train' split; there are: val" in message(no_train)
+
+
+def test_save_writes_one_readable_line_a_file(tmp_path):
+    odd = "caf\udce9.jpg"  # a file name that is not UTF-8, as the system gives it
+    manifest = make(train=("né/ö.jpg", odd), classes=("né", "y"), val=(["v.jpg"], [1]))
+    path = tmp_path / "manifest.json"
+    m.save(manifest, path)
+    m.save(manifest, path)  # again over itself
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
+    text = path.read_text("utf-8", errors="surrogateescape")
+    assert '   "né/ö.jpg": 0,\n' in text
+    assert json.loads(text) == {
+        "name": "toy",
+        "root": None,
+        "classes": ["né", "y"],
+        "splits": {"train": {"né/ö.jpg": 0, odd: 1}, "val": {"v.jpg": 1}},
+    }

@@ -1,0 +1,194 @@
+"""Digits, folders in every layout, and the messages for what is wrong with them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fgvc_jax.data import manifest as m
+from fgvc_jax.data.sources import digits, folder
+from fgvc_jax.errors import UserError
+
+
+def put(root, *paths, size=(6, 4)):
+    for path in paths:
+        path = root / path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, "red").save(path)
+
+
+def fill(root, counts):
+    for name, n in counts.items():
+        put(root, *[f"{name}/{i:02d}.png" for i in range(n)])
+
+
+def files(manifest):
+    return {k: list(v.files) for k, v in manifest.splits.items()}
+
+
+def labels(manifest):
+    return {k: v.labels.tolist() for k, v in manifest.splits.items()}
+
+
+def refusal(root, **kwargs):
+    with pytest.raises(UserError) as error:
+        folder(root, say=lambda line: None, **kwargs)
+    return str(error.value)
+
+
+# Digits
+
+
+def test_digits_are_scikit_learns_with_every_class_in_every_split():
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    manifest = digits(val_fraction=0.15, test_fraction=0.2, seed=1)
+    m.check(manifest)
+    assert manifest.classes == tuple("0123456789")
+    sizes = {k: len(v.files) for k, v in manifest.splits.items()}
+    assert sum(sizes.values()) == 1797
+    # shares of the whole, off by at most half an image a class
+    assert abs(sizes["val"] - 0.15 * 1797) <= 5 and abs(sizes["test"] - 0.2 * 1797) <= 5
+    for split in manifest.splits.values():
+        assert set(split.labels) == set(range(10)) and split.labels.dtype == np.int32
+        for file, label in list(zip(*split, strict=True))[::50]:
+            i = int(file[-4:])
+            image = manifest.read(file)
+            assert file == f"digits/{i:04d}" and label == data.target[i]
+            assert image.dtype == np.uint8 and image.shape == (8, 8, 3)
+            np.testing.assert_allclose(image[..., 1], data.images[i] / 16 * 255, atol=0.5)
+    again = digits(val_fraction=0.15, test_fraction=0.2, seed=1)
+    assert files(again) == files(manifest)
+    assert files(digits(val_fraction=0.15, test_fraction=0.2, seed=2)) != files(manifest)
+
+
+# Layouts
+
+
+def test_three_given_splits_share_the_class_table_of_train(tmp_path):
+    fill(tmp_path / "train", {"b": 2, "a": 1, "c d": 1})
+    fill(tmp_path / "val", {"c d": 1})
+    fill(tmp_path / "test", {"c d": 1, "b": 2})
+    said = []
+    manifest = folder(tmp_path, say=said.append)
+    m.check(manifest)
+    assert manifest.classes == ("a", "b", "c d")
+    assert labels(manifest) == {"train": [0, 1, 1, 2], "val": [2], "test": [1, 1, 2]}
+    assert files(manifest)["test"] == ["test/b/00.png", "test/b/01.png", "test/c d/00.png"]
+    assert manifest.read("val/c d/00.png").shape == (4, 6, 3)
+    assert any("val: 1 images of 1 classes (2 of 3 have none)" in line for line in said)
+
+
+@pytest.mark.parametrize("spelling", ["valid", "Validation", "val_images", "VAL"])
+def test_usual_spellings(tmp_path, spelling):
+    fill(tmp_path / "Training", {"a": 1, "b": 1})
+    fill(tmp_path / spelling, {"a": 1})
+    assert labels(folder(tmp_path, say=str)) == {"train": [0, 1], "val": [0]}
+
+
+def test_validation_is_carved_from_train_and_test_is_left_alone(tmp_path):
+    fill(tmp_path / "train", {"a": 20, "b": 10, "one": 1})
+    fill(tmp_path / "test", {"a": 3})
+    said = []
+    manifest = folder(tmp_path, val_fraction=0.2, say=said.append)
+    m.check(manifest)
+    assert {k: np.bincount(v).tolist() for k, v in labels(manifest).items()} == {
+        "train": [16, 8, 1],
+        "val": [4, 2],
+        "test": [3],
+    }
+    text = "\n".join(said)
+    assert "val carved: 20% of every class, seed 0" in text
+    assert "1 of 3 classes are too small to give a val image and stay in train: one" in text
+    assert files(manifest) == files(folder(tmp_path, val_fraction=0.2, say=str))
+    assert files(manifest) != files(folder(tmp_path, val_fraction=0.2, seed=1, say=str))
+
+
+def test_class_folders_alone_are_split_three_ways(tmp_path):
+    fill(tmp_path, {"a": 20, "b": 10})
+    said = []
+    manifest = folder(tmp_path, val_fraction=0.1, test_fraction=0.2, say=said.append)
+    m.check(manifest)
+    assert {k: np.bincount(v).tolist() for k, v in labels(manifest).items()} == {
+        "train": [14, 7],
+        "val": [2, 1],
+        "test": [4, 2],
+    }
+    assert sorted(f for split in files(manifest).values() for f in split) == sorted(
+        [f"a/{i:02d}.png" for i in range(20)] + [f"b/{i:02d}.png" for i in range(10)]
+    )
+    assert list(folder(tmp_path, val_fraction=0, test_fraction=0, say=str).splits) == ["train"]
+    assert any("test carved: 20%" in line for line in said)
+
+
+def test_which_files_count(tmp_path):
+    put(tmp_path, "a/x.JPG", "a/deep/er/y.Tiff", "b/z.webp", "b/.hidden.png", ".git/q.png")
+    put(tmp_path, "loose.png")
+    for name in ("a/notes.txt", "a/deep/Thumbs.db", "b/list.txt", "b/README", "top.csv"):
+        (tmp_path / name).write_text("x")
+    said = []
+    manifest = folder(tmp_path, val_fraction=0, test_fraction=0, say=said.append)
+    assert files(manifest) == {"train": ["a/deep/er/y.Tiff", "a/x.JPG", "b/z.webp"]}
+    assert any("1 images outside class folders ignored" in line for line in said)
+    (line,) = [line for line in said if "no images" in line]
+    assert "4 files that are no images ignored" in line and "2 .txt" in line
+
+
+# Messages
+
+
+def test_missing_root_shows_the_layout(tmp_path):
+    text = refusal(tmp_path / "nowhere")
+    assert "nowhere does not exist" in text and "ROOT/train/<class>/*.jpg" in text
+    put(tmp_path, "x.png")
+    assert "is a file, not a directory" in refusal(tmp_path / "x.png")
+
+
+def test_root_without_class_folders(tmp_path):
+    put(tmp_path, "x.png", "y.png")
+    text = refusal(tmp_path)
+    assert "No class folders" in text and "2 images lie directly in it" in text
+    assert "ROOT/<class>/*.jpg" in text
+
+
+def test_class_folder_without_images(tmp_path):
+    fill(tmp_path / "train", {"a": 1, "b": 1})
+    (tmp_path / "train" / "hollow").mkdir()
+    (tmp_path / "train" / "hollow" / "x.txt").write_text("no image")
+    text = refusal(tmp_path)
+    assert "without images" in text and "hollow" in text and ".jpeg" in text
+
+
+def test_one_class_only(tmp_path):
+    fill(tmp_path, {"lonely": 3})
+    assert "Only one class" in refusal(tmp_path) and "lonely" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_class_that_train_lacks_is_named_with_the_nearest(tmp_path, split):
+    fill(tmp_path / "train", {"Granny-Smith": 2, "Pink-Lady": 2})
+    fill(tmp_path / split, {"granny_smith": 1, "Pink-Lady": 1})
+    (tmp_path / split / "empty-and-harmless").mkdir()
+    text = refusal(tmp_path)
+    assert "'granny_smith'" in text and f"/{split}" in text
+    assert "nearest training class is 'Granny-Smith'" in text
+
+
+def test_ambiguous_or_incomplete_split_folders(tmp_path):
+    fill(tmp_path / "val", {"a": 1, "b": 1})
+    assert "has val but no train folder" in refusal(tmp_path)
+    fill(tmp_path / "train", {"a": 1, "b": 1})
+    fill(tmp_path / "valid", {"a": 1, "b": 1})
+    assert "val and valid" in refusal(tmp_path) or "valid and val" in refusal(tmp_path)
+
+
+def test_given_split_without_class_folders(tmp_path):
+    fill(tmp_path / "train", {"a": 2, "b": 2})
+    put(tmp_path, "test/1.png")
+    assert "No class folders with images in" in refusal(tmp_path)
+
+
+def test_no_class_large_enough_for_validation(tmp_path):
+    fill(tmp_path / "train", {"a": 3, "b": 2})
+    text = refusal(tmp_path, val_fraction=0.1)
+    assert "no class is large enough to give a val image" in text and "val_fraction=0.1" in text
