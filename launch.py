@@ -5,4 +5,4 @@ import sys
 from fgvc_jax.cli import train
 
 if __name__ == "__main__":
-    sys.exit(train(sys.argv))
+    sys.exit(train())

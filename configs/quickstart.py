@@ -18,7 +18,7 @@ def get_config():
     config.image.crop_scale = (0.6, 1.0)
     config.image.flip = 0.0  # a mirrored digit is another sign
     config.model.backbone = "resnet18"
-    config.model.arguments.width = 16
+    config.model.arguments = "width=16"
     recipes.finer(
         config,
         finetune={

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from fgvc_jax.config import as_json, did_you_mean
 from fgvc_jax.errors import UserError
 
 USAGE = """usage: fgvc train --config=FILE.py[:VARIANT] --workdir=DIR [--config.KEY=VALUE ...]
@@ -22,11 +24,12 @@ def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         print(USAGE, file=sys.stderr)
         return 0 if sys.argv[1:] in (["-h"], ["--help"]) else 2
-    return commands[sys.argv[1]](sys.argv[1:])
+    command = sys.argv.pop(1)
+    return commands[command]()
 
 
-def train(argv: list[str]) -> int:
-    """Parses flags and the config file, runs, and returns the exit status.
+def train() -> int:
+    """Parses the flags of the command line and the config file, runs, and returns the exit status.
 
     0 done, 2 a mistake of the user's (one message, no traceback), 128 + the signal where it was stopped.
     """
@@ -35,7 +38,9 @@ def train(argv: list[str]) -> int:
         "config", None, "Config file, with a variant behind a colon.", flag_values=values
     )
     flags.DEFINE_string("workdir", None, "The run's folder.", flag_values=values)
-    flags.DEFINE_bool("dry_run", False, "Two steps of every phase on 64 images.", flag_values=values)
+    flags.DEFINE_bool(
+        "dry_run", False, "Two steps of every phase on 64 images.", flag_values=values
+    )
     flags.DEFINE_bool("print_config", False, "Print the config and stop.", flag_values=values)
     flags.DEFINE_bool(
         "distributed",
@@ -47,10 +52,9 @@ def train(argv: list[str]) -> int:
     flags.DEFINE_bool("help", False, "Print this.", short_name="h", flag_values=values)
 
     def body() -> None:
-        rest = _parse(values, argv)
+        rest = _parse(values)
         if values.help:
-            print(USAGE.splitlines()[0].replace("fgvc train", argv[0]))
-            print(values.main_module_help() or values.get_help())
+            print(USAGE, values.get_help(), sep="\n")
             return
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}. A flag is written --name=value.")
@@ -58,12 +62,12 @@ def train(argv: list[str]) -> int:
             raise UserError("no config: pass --config=configs/quickstart.py, for instance.")
         config = values.config
         if values.print_config:
-            from fgvc_jax.config import as_json
-
             print(as_json(config))
             return
         if not values.workdir:
-            raise UserError("no workdir: pass --workdir=runs/NAME, the folder for this run's files.")
+            raise UserError(
+                "no workdir: pass --workdir=runs/NAME, the folder for this run's files."
+            )
         if values.distributed:
             _start_distributed()
         from fgvc_jax.run import run
@@ -73,19 +77,25 @@ def train(argv: list[str]) -> int:
     return _exit_status(body)
 
 
-def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
+def _parse(values: flags.FlagValues) -> list[str]:
     """The arguments that are not flags; UserError for a flag, key, value or file that is wrong."""
+    for argument in sys.argv[1:]:
+        name, _, value = argument.lstrip("-").partition("=")
+        path = Path(value.partition(":")[0])
+        if name == "config" and not path.is_file():
+            there = sorted(p.name for p in path.parent.glob("*.py"))
+            raise UserError(f"no config file {path}{did_you_mean(path.name, there)}")
     try:
-        return values(argv)[1:]
+        return values(sys.argv)[1:]
     except flags.Error as error:
         raise UserError(str(error)) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{error.args[0] if error.args else error}") from None
-    except FileNotFoundError as error:
-        path = Path(str(error.filename or ""))
-        there = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        known = f" In {path.parent} there are: {', '.join(there)}." if there else ""
-        raise UserError(f"no config file {path}.{known}") from None
+        # ml_collections puts the repr of a repr into its message.
+        text = str(error.args[0] if error.args else error)
+        near = re.search(r'Did you mean "(.*)" instead of "(.*)"', text)
+        if near:
+            text = f"there is no config key {near[2]!r}; did you mean {near[1]!r}?"
+        raise UserError(text) from None
 
 
 def _start_distributed() -> None:
@@ -114,14 +124,14 @@ def _exit_status(body: Callable[[], None]) -> int:
     return 0
 
 
-def predict(argv: list[str]) -> int:
+def predict() -> int:
     """Classifies images with a finished run, as CSV: file, class, probability, second, margin."""
     parser = argparse.ArgumentParser("fgvc predict", description=predict.__doc__)
     parser.add_argument("run", help="the run's workdir, or one of its training phases")
     parser.add_argument("paths", nargs="+", help="images, or folders that are searched for images")
     parser.add_argument("--out", required=True, help="the CSV file to write")
     parser.add_argument("--batch", type=int, default=64)
-    arguments = parser.parse_args(argv[1:])
+    arguments = parser.parse_args()
 
     def body() -> None:
         from fgvc_jax.inference import load
@@ -135,14 +145,12 @@ def predict(argv: list[str]) -> int:
         with open(partial, "w", newline="", encoding="utf-8") as out:
             writer = csv.writer(out)
             writer.writerow(["file", "class", "probability", "second", "margin"])
-            for file, row, (first, second) in zip(
-                files, probabilities, order[:, :2], strict=True
-            ):
+            for file, row, (first, second) in zip(files, probabilities, order[:, :2], strict=True):
                 margin = row[first] - row[second]
                 writer.writerow(
                     [file, names[first], f"{row[first]:.6f}", names[second], f"{margin:.6f}"]
                 )
         os.replace(partial, arguments.out)
-        print(f"{len(files):,} images: {arguments.out}")
+        print(f"{len(files):,} images, classified by {classifier.phase}: {arguments.out}")
 
     return _exit_status(body)

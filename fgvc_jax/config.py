@@ -5,6 +5,7 @@ share; `training()`, `embedding()`, `mining()` and `evaluation()` make one secti
 like its phase, and `config.phases` says which run, in which order (a ConfigDict sorts its keys).
 """
 
+import ast
 import difflib
 import hashlib
 import json
@@ -33,12 +34,16 @@ def base() -> ConfigDict:
     config.data.split_seed = 0  # stays when `seed` changes: other seeds, the same split
     config.data.canvas = 512  # images with a longer side are shrunk to it, once, when cached
     config.data.cache = ""  # folder of the decoded images; '' = $FGVC_CACHE or ~/.cache/fgvc_jax
-    config.data.feed = "auto"  # 'resident' in device memory, 'streamed' from the host, 'auto' by size
+    config.data.feed = (
+        "auto"  # 'resident' in device memory, 'streamed' from the host, 'auto' by size
+    )
     config.data.resident_gb = 4.0  # 'auto' keeps the images on the device up to this size
 
     config.image = ConfigDict()
     config.image.size = 224  # pixels, height = width, as the network sees them
-    config.image.resize = 0  # shorter side before the centre crop at evaluation; 0 = as the weights want
+    config.image.resize = (
+        0  # shorter side before the centre crop at evaluation; 0 = as the weights want
+    )
     config.image.mean = ()  # () = as the weights were trained with
     config.image.std = ()
     config.image.interpolation = ""  # 'bilinear', 'bicubic'; '' = as the weights were trained with
@@ -51,7 +56,7 @@ def base() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.backbone = "resnet50"
-    config.model.arguments = ConfigDict()  # of the backbone, such as width; see its file
+    config.model.arguments = ""  # of the backbone, such as 'width=16'; see its file
     config.model.pretrained = ""  # a weights file; '' = from scratch
     config.model.dtype = "auto"  # of the computation: 'float32', 'bfloat16', 'auto' = by device
     config.model.param_dtype = "float32"  # of parameters and statistics
@@ -70,8 +75,10 @@ def training(**overrides) -> ConfigDict:
     section = ConfigDict()
     section.kind = "train"
     section.method = "baseline"  # a file in fgvc_jax/methods
-    section.arguments = ConfigDict()  # of the method; see its file
-    section.init = ""  # the phase whose weights it starts from; '' = config.model.pretrained, or scratch
+    section.arguments = ""  # of the method, such as 'label_smoothing=0.1'; see its file
+    section.init = (
+        ""  # the phase whose weights it starts from; '' = config.model.pretrained, or scratch
+    )
     section.blend = ""  # a second one; the backbone is then alpha * init + (1 - alpha) * blend
     section.alpha = 0.5
     section.init_from = "best"  # which checkpoint of those phases: 'best' by validation or 'last'
@@ -89,7 +96,9 @@ def training(**overrides) -> ConfigDict:
     section.no_decay = ()  # patterns of parameter paths without weight decay, such as '.*bias'
     section.learning_rate_scale = ()  # ((pattern, factor), ...); the first that matches counts
     section.freeze = ()  # patterns of parameter paths that stay as they are
-    section.frozen_batch_norm = "fixed"  # BatchNorm whose parameters are frozen: 'fixed' or 'update'
+    section.frozen_batch_norm = (
+        "fixed"  # BatchNorm whose parameters are frozen: 'fixed' or 'update'
+    )
     section.schedule = "cosine"  # 'constant', 'cosine', 'step'
     section.schedule_steps = ("60 %", "80 %")  # where 'step' multiplies by schedule_factor
     section.schedule_factor = 0.1
@@ -117,7 +126,9 @@ def mining(**overrides) -> ConfigDict:
     section.top_classes = 7  # Q: how many predicted classes are searched
     section.similarity = "cosine"  # 'cosine', 'ip' (inner product), 'l2'
     section.backend = "faiss"  # 'faiss' or 'jax', both exact
-    section.self_by_rank = False  # True: take rank 0 for the image itself, as the authors' code does
+    section.self_by_rank = (
+        False  # True: take rank 0 for the image itself, as the authors' code does
+    )
     section.sheet_rows = 12  # pairs of each kind on the contact sheet; 0 = none
     return _override(section, overrides, "mining()")
 
@@ -139,13 +150,15 @@ def _override(section: ConfigDict, overrides: dict, where: str) -> ConfigDict:
     for key, value in overrides.items():
         if key not in section:
             raise UserError(f"{where} has no key {key!r}{did_you_mean(key, section.keys())}")
-        section[key] = ConfigDict(value) if isinstance(value, dict) else value
+        section[key] = value
     return section
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """'; did you mean 'x'? Known: ...' to end an error message with."""
     known = sorted(str(k) for k in known)
+    if not known:
+        return "."
     near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
     return (f"; did you mean {near[0]!r}?" if near else ".") + f" Known: {', '.join(known)}."
 
@@ -157,6 +170,23 @@ def choose(value: str, known: Iterable[str], where: str) -> str:
     return value
 
 
+def arguments(text: str, where: str) -> dict[str, object]:
+    """'width=16, init=xavier' -> {'width': 16, 'init': 'xavier'}; a bare word is a string."""
+    try:
+        call = ast.parse(f"f({text})", mode="eval").body
+        if call.args:
+            raise ValueError
+        values = {keyword.arg: keyword.value for keyword in call.keywords}
+        return {
+            name: value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
+            for name, value in values.items()
+        }
+    except (SyntaxError, ValueError, AttributeError):
+        raise UserError(
+            f"{where} = {text!r} is not of the form 'name=value, name=value'."
+        ) from None
+
+
 def phases(config: ConfigDict) -> tuple[str, ...]:
     """The phase list; '--config.phases=a,b' arrives as ('a,b',), which means ('a', 'b')."""
     value = config.phases
@@ -164,10 +194,10 @@ def phases(config: ConfigDict) -> tuple[str, ...]:
     return tuple(name.strip() for part in parts for name in part.split(",") if name.strip())
 
 
-def inputs(section: ConfigDict) -> tuple[str, ...]:
-    """The phases that a section names, whose results it reads."""
+def inputs(section: ConfigDict, where: str = "") -> tuple[str, ...]:
+    """The phases that a section (named `where` in errors) names, whose results it reads."""
     if section.kind == "train":
-        units = [unit for _, unit in lengths.terms(section.length, "length")]
+        units = [unit for _, unit in lengths.terms(section.length, f"{where}length")]
         units = [u for u in units if u not in ("steps", "epochs", "images", "%")]
         named = (section.init, section.blend, section.pairs, *units)
     else:
@@ -188,14 +218,16 @@ def check(config: ConfigDict) -> None:
     names = phases(config)
     if not names:
         raise UserError("config.phases is empty: name at least one phase.")
-    sections = [key for key, value in config.items() if isinstance(value, ConfigDict) and "kind" in value]
+    sections = [
+        key for key, value in config.items() if isinstance(value, ConfigDict) and "kind" in value
+    ]
     for position, name in enumerate(names):
         choose(name, sections, "config.phases: phase")
         if name in names[:position]:
             raise UserError(f"config.phases names {name!r} twice.")
         section = config[name]
         choose(section.kind, SECTIONS, f"config.{name}.kind")
-        for read in inputs(section):
+        for read in inputs(section, f"config.{name}."):
             if read not in names[:position]:
                 before = ", ".join(names[:position]) or "nothing"
                 raise UserError(
@@ -234,9 +266,13 @@ def _check_training(section: ConfigDict, name: str, config: ConfigDict, methods)
     choose(section.head, ("keep", "fresh"), f"config.{name}.head")
     choose(section.frozen_batch_norm, ("fixed", "update"), f"config.{name}.frozen_batch_norm")
     if section.blend and not section.init:
-        raise UserError(f"config.{name}.blend = {section.blend!r} needs config.{name}.init to blend with.")
+        raise UserError(
+            f"config.{name}.blend = {section.blend!r} needs config.{name}.init to blend with."
+        )
     if not 0 <= section.alpha <= 1:
-        raise UserError(f"config.{name}.alpha = {section.alpha}; the weight of the first phase is 0 to 1.")
+        raise UserError(
+            f"config.{name}.alpha = {section.alpha}; the weight of the first phase is 0 to 1."
+        )
     for key in ("learning_rate", "weight_decay", "clip"):
         _at_least(section[key], 0, f"config.{name}.{key}")
     if section.pairs and config[section.pairs].kind != "mine":

@@ -23,6 +23,7 @@ class Description:
       method, method_arguments: a name of `fgvc_jax.methods` and its arguments.
       classes: the class table; the position is the label.
       view: the preprocessing.
+      canvas: images with a longer side are shrunk to it first.
       dtype, param_dtype: of the computation, of parameters and statistics.
     """
 
@@ -30,6 +31,7 @@ class Description:
     method: str
     classes: tuple[str, ...]
     view: View
+    canvas: int
     dtype: str = "float32"
     param_dtype: str = "float32"
     backbone_arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -66,7 +68,9 @@ def load_description(path: str | os.PathLike) -> Description:
     try:
         content = json.loads(Path(path).read_text())
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: is its folder a finished training phase?") from None
+        raise UserError(
+            f"{path} does not exist: is its folder a finished training phase?"
+        ) from None
 
     def tuples(value):
         return tuple(map(tuples, value)) if isinstance(value, list) else value

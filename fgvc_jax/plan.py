@@ -6,26 +6,24 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from fgvc_jax import backbones
 from fgvc_jax import config as configs
+from fgvc_jax.data.feed import BATCH
 from fgvc_jax.data.manifest import Manifest, Split
 from fgvc_jax.metrics.progress import duration
-from fgvc_jax.phases.context import Context
+from fgvc_jax.phases.context import Context, abstract_backbone
 from fgvc_jax.phases.train import cost_of
 from fgvc_jax.train import tree
-
-# Of the speed of a bare matrix product; training steps reach 15 to 40 % on the devices we know.
-UTILISATION = 0.25
 
 
 class PhaseCost(NamedTuple):
     backward: int  # images through a backward pass
     forward: int  # images through a forward pass alone
     steps: int
-    seconds: float  # rough: from FLOPs
+    seconds: float  # rough: forward passes, a backward pass counted as two; without compiling
 
 
 def costs(context: Context, done: dict[str, dict]) -> dict[str, PhaseCost]:
@@ -41,13 +39,17 @@ def costs(context: Context, done: dict[str, dict]) -> dict[str, PhaseCost]:
             examples, validation = splits["train"], splits.get("val", 0)
             if section.pairs:
                 mined = done.get(section.pairs) or context.results.get(section.pairs) or {}
-                width = 2 * min(config[section.pairs].top_classes, len(context.manifest.classes)) - 1
+                width = (
+                    2 * min(config[section.pairs].top_classes, len(context.manifest.classes)) - 1
+                )
                 examples = mined.get("train", {}).get("pairs") or examples * width
                 validation = 2 * (mined.get("val", {}).get("pairs") or validation * width)
             cost = cost_of(context, name, examples)
             steps, backward = cost
             context.results[name] = {"images": backward}  # what later lengths refer to
-            forward = validation * max(1, round(steps / max(1, _every(context, name, cost, examples))))
+            forward = validation * max(
+                1, round(steps / max(1, _every(context, name, cost, examples)))
+            )
         elif section.kind == "embed":
             forward = splits["train"] + splits.get("val", 0)
         elif section.kind == "evaluate":
@@ -72,12 +74,16 @@ def _every(context: Context, name: str, cost, examples: int) -> int:
 
 
 def lines(costs: dict[str, PhaseCost], done: dict) -> list[str]:
-    result = ["plan: images through a backward pass (and forward only), time estimated from FLOPs"]
+    result = [
+        "plan: images through a backward pass (and forward only), time estimated from a forward pass"
+    ]
     for name, cost in costs.items():
         images = f"{cost.backward:,}" if cost.backward else "-"
         forward = f"(+ {cost.forward:,})" if cost.forward else ""
         steps = f"{cost.steps:,} steps" if cost.steps else ""
-        seconds = "done" if name in done else f"about {duration(cost.seconds)}" if cost.seconds else ""
+        seconds = (
+            "done" if name in done else f"about {duration(cost.seconds)}" if cost.seconds else ""
+        )
         result.append(f"  {name:<12}{images:>14} {forward:<14}{steps:>16}  {seconds}".rstrip())
     total = sum(cost.seconds for name, cost in costs.items() if name not in done)
     return [*result, f"  {'all':<12}{'':>46} about {duration(total)}"]
@@ -87,35 +93,22 @@ def later_seconds(costs: dict[str, PhaseCost], todo: list[str], name: str) -> fl
     return sum(costs[later].seconds for later in todo[todo.index(name) + 1 :])
 
 
-def seconds_per_image(context: Context) -> float:
-    """Rough time of one image's forward pass over all devices: its FLOPs over a matrix product's speed."""
-    model, size, dtype = context.config.model, context.view.size, context.dtype()
-    backbone = nnx.eval_shape(
-        lambda: backbones.create(
-            model.backbone, image_size=size, rngs=nnx.Rngs(0), dtype=dtype, **model.arguments.to_dict()
-        )
-    )
-    backbone.eval()
-    graphdef, state = nnx.split(backbone)
-    image = jax.ShapeDtypeStruct((1, size, size, 3), dtype)
-    forward = jax.jit(lambda state, x: nnx.merge(graphdef, state)(x).pooled)
-    analysis = forward.lower(state, image).cost_analysis()
-    flops = (analysis[0] if isinstance(analysis, list) else analysis)["flops"]
-    return flops / (_matmul_speed(dtype) * UTILISATION * context.mesh.size)
-
-
-def _matmul_speed(dtype) -> float:
-    """FLOP/s of one device on a square matrix product, timed for a moment."""
-    side = 1024 if jax.devices()[0].platform == "cpu" else 8192
-    a = jnp.ones((side, side), dtype)
-    product = jax.jit(lambda a: a @ a)
-    product(a).block_until_ready()
-    best = np.inf
-    for _ in range(5):
+def seconds_per_image(context: Context, images: int = 16) -> float:
+    """Time of one image's forward pass over all devices, measured on a few random ones."""
+    static, params, stats = tree.split(abstract_backbone(context.config, context.dtype()))
+    images = -(-images // context.mesh.size) * context.mesh.size
+    arrays = jax.tree.map(lambda x: jnp.full(x.shape, 0.01, x.dtype), (params, stats))
+    x = jnp.ones((images, context.view.size, context.view.size, 3), context.dtype())
+    x = jax.device_put(x, NamedSharding(context.mesh, BATCH))
+    arrays = jax.device_put(arrays, NamedSharding(context.mesh, P()))
+    forward = jax.jit(lambda arrays, x: tree.merge(static, *arrays)(x).pooled)
+    forward(arrays, x).block_until_ready()
+    times = []
+    for _ in range(3):
         start = time.monotonic()
-        product(a).block_until_ready()
-        best = min(best, time.monotonic() - start)
-    return 2 * side**3 / best
+        forward(arrays, x).block_until_ready()
+        times.append(time.monotonic() - start)
+    return min(times) / images
 
 
 def shrink(config: ConfigDict) -> ConfigDict:

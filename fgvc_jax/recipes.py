@@ -7,6 +7,18 @@ from fgvc_jax.errors import UserError
 
 NO_DECAY = (".*/bias", ".*/scale")
 BACKBONE = ("backbone/.*",)
+# The plain fine-tune that the field agrees on.
+PLAIN = {
+    "length": "30 epochs",
+    "batch": 64,
+    "learning_rate": 0.01,
+    "learning_rate_scale": (("head/.*", 10.0),),
+    "nesterov": True,
+    "no_decay": NO_DECAY,
+    "warmup": "1 epochs",
+    "clip": 1.0,
+    "arguments": "label_smoothing=0.1",
+}
 
 
 def finer(config: ConfigDict, *, finetune: dict, pairs: dict, retrain: dict, mine: dict) -> None:
@@ -40,44 +52,45 @@ def finer(config: ConfigDict, *, finetune: dict, pairs: dict, retrain: dict, min
     config.phases = ("finetune", "embed", "mine", "pairs", "retrain", "control", "evaluate")
 
 
-# The authors' settings as committed, by data set and backbone; None = not recorded there.
-#   classifier: batch, epochs of fine-tune and of retrain, learning rate of retrain, alpha, frozen backbone
+# The authors' settings as committed, by data set and backbone. What their files inherit from their defaults
+# is filled in (batch 128, 100 epochs, 1e-3, alpha 1, not frozen; 128, 40 epochs, 4e-4, Q = 7).
+#   classifier: batch, epochs, learning rate, alpha, frozen backbone, phase whose settings these are
 #   comparator: batch, epochs, learning rate, classes searched (Q)
-# What their files inherit from their defaults is filled in: batch 128, 100 epochs, 1e-3, alpha 1, not
-# frozen; 128, 40 epochs, 4e-4, Q = 7.
+# Their files hold one classifier section, edited between the phases: 'retrain' rows were left in the state
+# of the last phase, 'finetune' rows in that of the first. The other phase's settings are not recorded.
 AUTHORS = {
-    ("cub", "resnet50"): ((128, 100, 1e-3, 0.2, True), (128, 100, 4e-4, 7)),
-    ("cars", "resnet50"): ((128, 100, 1e-2, 0.2, True), (128, 40, 4e-4, 7)),
-    ("dogs", "resnet50"): ((128, 100, 1e-3, 0.6, True), (128, 30, 4e-4, 7)),
-    ("dtd", "resnet50"): ((128, 100, 5e-4, 1.0, True), (128, 20, 4e-4, 7)),
-    ("flowers", "resnet50"): ((128, 100, 1e-3, 0.0, False), (128, 30, 4e-4, 5)),
-    ("cub", "vit_b16_224"): ((256, 100, 1e-3, 1.0, True), (128, 40, 1e-6, 7)),
-    ("dtd", "vit_b16_224"): ((128, 100, 5e-4, 1.0, False), (64, 20, 4e-4, 7)),
-    ("cars", "vit_b16_384"): ((64, 100, 2e-3, 0.2, True), (64, 20, 4e-4, 7)),
-    ("cub", "vit_b16_384"): ((64, 100, 1e-3, 0.7, True), (64, 5, 4e-4, 7)),
-    ("dogs", "vit_b16_384"): ((64, 100, 2e-4, 0.8, True), (64, 20, 4e-4, 7)),
-    ("dtd", "vit_b16_384"): ((128, 100, 1e-3, 1.0, False), (64, 20, 4e-4, 7)),
-    ("flowers", "vit_b16_384"): ((64, 100, 1e-4, 1.0, False), (64, 20, 4e-4, 7)),
+    ("cub", "resnet50"): ((128, 100, 1e-3, 0.2, True, "retrain"), (128, 100, 4e-4, 7)),
+    ("cars", "resnet50"): ((128, 100, 1e-2, 0.2, True, "retrain"), (128, 40, 4e-4, 7)),
+    ("dogs", "resnet50"): ((128, 100, 1e-3, 0.6, True, "retrain"), (128, 30, 4e-4, 7)),
+    ("dtd", "resnet50"): ((128, 100, 5e-4, 1.0, True, "retrain"), (128, 20, 4e-4, 7)),
+    # alone in taking the comparator's backbone as it is: alpha 0
+    ("flowers", "resnet50"): ((128, 100, 1e-3, 0.0, False, "retrain"), (128, 30, 4e-4, 5)),
+    ("cub", "vit_b16_224"): ((256, 100, 1e-3, 1.0, True, "finetune"), (128, 40, 1e-6, 7)),
+    ("dtd", "vit_b16_224"): ((128, 100, 5e-4, 1.0, False, "retrain"), (64, 20, 4e-4, 7)),
+    ("cars", "vit_b16_384"): ((64, 100, 2e-3, 0.2, True, "retrain"), (64, 20, 4e-4, 7)),
+    ("cub", "vit_b16_384"): ((64, 100, 1e-3, 0.7, True, "retrain"), (64, 5, 4e-4, 7)),
+    ("dogs", "vit_b16_384"): ((64, 100, 2e-4, 0.8, True, "retrain"), (64, 20, 4e-4, 7)),
+    ("dtd", "vit_b16_384"): ((128, 100, 1e-3, 1.0, False, "finetune"), (64, 20, 4e-4, 7)),
+    ("flowers", "vit_b16_384"): ((64, 100, 1e-4, 1.0, False, "finetune"), (64, 20, 4e-4, 7)),
 }
 BACKBONES = {
     # variant: backbone, size, shorter side at evaluation, weights the authors started from, comparator
-    "resnet50": ("resnet50", 224, 256, "torchvision/resnet50.IMAGENET1K_V1", {"hidden": 32}),
+    "resnet50": ("resnet50", 224, 256, "torchvision/resnet50.IMAGENET1K_V1", "hidden=32"),
     "vit_b16_224": (
         "vit_base_patch16_224",
         224,
         256,
         "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k",
-        {"hidden": 192, "init": "torch"},
+        "hidden=192, init=torch",
     ),
     "vit_b16_384": (
         "vit_base_patch16_384",
         384,
         512,
         "timm/vit_base_patch16_384.augreg_in21k_ft_in1k",
-        {"hidden": 192, "init": "torch"},
+        "hidden=192, init=torch",
     ),
 }
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def variants(dataset: str) -> list[str]:
@@ -102,73 +115,64 @@ def finenet(dataset: str, variant: str) -> ConfigDict:
         raise UserError(
             f"configs/{dataset}_finer.py has no variant {name!r}{c.did_you_mean(name, variants(dataset))}"
         )
-    classifier, comparator = AUTHORS[dataset, backbone]
-    batch, epochs, rate, alpha, frozen = classifier
-    pair_batch, pair_epochs, pair_rate, top_classes = comparator
-    model, size, resize, weights, method = BACKBONES[backbone]
+    batch, epochs, rate, alpha, frozen, recorded = AUTHORS[dataset, backbone][0]
+    pair_batch, pair_epochs, pair_rate, top_classes = AUTHORS[dataset, backbone][1]
+    model, size, resize, weights, comparator = BACKBONES[backbone]
 
     config = c.base()
     config.data.root = f"$FGVC_DATA/{dataset}"
     config.model.backbone, config.model.pretrained = model, weights
     config.image.size, config.image.resize = size, resize
+    pairs = {
+        "batch": pair_batch,
+        "learning_rate": pair_rate,
+        "momentum": 0.95,
+        "weight_decay": 5e-4,
+        "arguments": comparator,
+    }
+    freeze = BACKBONE if frozen else ()
     if released:
-        _released(config, batch, epochs, rate, alpha, frozen)
-        config.image.update(IMAGENET)  # for every backbone, whatever its weights were trained with
-        config.mine.update(similarity="ip", self_by_rank=True, top_classes=top_classes)
+        # For every backbone, whatever its weights were trained with, as the authors do.
+        config.image.mean, config.image.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        config.image.augment = "trivial_augment_wide"
+        config.image.augment_probability = 0.5
+        config.image.augment_first = True
+        plain = {
+            "batch": batch,
+            "length": f"{epochs} epochs",
+            "learning_rate": rate,
+            "weight_decay": 1e-3,
+            "schedule": "constant",
+            "frozen_batch_norm": "update",
+        }
+        finer(
+            config,
+            finetune=plain | {"freeze": freeze if recorded == "finetune" else ()},
+            mine={"similarity": "ip", "self_by_rank": True, "top_classes": top_classes},
+            pairs=pairs
+            | {
+                "arguments": comparator + ", joint=False",
+                "length": f"{pair_epochs} epochs",
+                "schedule": "constant",
+                "eval_every": "1 epochs",
+            },
+            retrain=plain | {"alpha": alpha, "freeze": freeze},
+        )
         config.embed.view = "train"
-        config.pairs.update(batch=pair_batch, length=f"{pair_epochs} epochs", learning_rate=pair_rate)
-        config.pairs.arguments = ConfigDict(method | {"joint": False})
         return config
+    # Ours where the authors recorded nothing: all of the fine-tune; alpha 0.5 where theirs is 1, which
+    # would leave the pair phase out; the lengths.
     finer(
         config,
-        finetune={
-            "batch": batch,
-            "length": "30 epochs",
-            "learning_rate": 0.01,
-            "learning_rate_scale": (("head/.*", 10.0),),
-            "momentum": 0.9,
-            "no_decay": NO_DECAY,
-            "warmup": "1 epochs",
-            "clip": 1.0 if backbone.startswith("vit") else 0.0,
-            "arguments": {"label_smoothing": 0.1},
-        },
+        finetune=PLAIN | {"batch": batch},
         mine={"top_classes": top_classes},
-        pairs={
-            "batch": pair_batch,
-            "learning_rate": pair_rate,
-            "momentum": 0.95,
-            "weight_decay": 5e-4,
-            "arguments": method,
-        },
+        pairs=pairs,
         retrain={
-            "alpha": alpha,
-            "freeze": BACKBONE if frozen else (),
+            "alpha": alpha if alpha < 1 else 0.5,
+            "freeze": freeze,
             "length": "10 epochs",
             "learning_rate": rate,
             "warmup": "1 epochs",
         },
     )
     return config
-
-
-def _released(config: ConfigDict, batch, epochs, rate, alpha, frozen) -> None:
-    """The authors' training as committed, in ordinary arguments."""
-    config.image.augment = "trivial_augment_wide"
-    config.image.augment_probability = 0.5
-    config.image.augment_first = True
-    plain = {
-        "batch": batch,
-        "length": f"{epochs} epochs",
-        "learning_rate": rate,
-        "momentum": 0.9,
-        "weight_decay": 1e-3,
-        "schedule": "constant",
-        "frozen_batch_norm": "update",
-    }
-    finer(
-        config,
-        finetune=plain,
-        mine={},
-        pairs={"momentum": 0.95, "weight_decay": 5e-4, "schedule": "constant", "eval_every": "1 epochs"},
-        retrain=plain | {"alpha": alpha, "freeze": BACKBONE if frozen else ()},
-    )

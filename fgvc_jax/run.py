@@ -171,6 +171,7 @@ def use_compilation_cache() -> None:
     if not jax.config.jax_compilation_cache_dir:
         folder = os.environ.get("FGVC_CACHE", "~/.cache/fgvc_jax")
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(f"{folder}/xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def describe_data(manifest: manifests.Manifest) -> str:

@@ -156,11 +156,11 @@ def test_train_view_is_its_box_and_flip_then_normalised():
     keys = jax.random.split(jax.random.key(3), 64)
     got = np.asarray(views(keys))
     flipped = 0
+    boxes = jax.jit(random_resized_crop_box, static_argnums=(3, 4))
+    resize = jax.jit(lambda box: normalise(crop_resize(canvas, box, 24, valid_hw=hw), view))
     for key, x in zip(keys[:16], got[:16], strict=True):
-        box = random_resized_crop_box(
-            jax.random.fold_in(key, 0), 60, 80, view.crop_scale, view.crop_ratio
-        )
-        plain = np.asarray(normalise(crop_resize(canvas, box, 24, valid_hw=hw), view))
+        box = boxes(jax.random.fold_in(key, 0), 60, 80, view.crop_scale, view.crop_ratio)
+        plain = np.asarray(resize(box))
         errors = [np.abs(x - plain).max(), np.abs(x - plain[:, ::-1]).max()]
         assert min(errors) < 1e-4  # float32, one way or the other
         flipped += errors[1] < errors[0]
@@ -174,8 +174,9 @@ def test_flip_probability_zero_and_one():
     # Scale 1 and ratio 1 leave the whole image.
     whole = View(40, 40, MEAN, STD, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
     keys = jax.random.split(jax.random.key(0), 8)
-    never = jax.vmap(lambda k: train_view(k, canvas, hw, whole))(keys)
-    always = jax.vmap(lambda k: train_view(k, canvas, hw, whole._replace(flip=1.0)))(keys)
+    views = jax.jit(jax.vmap(train_view, (0, None, None, None)), static_argnums=3)
+    never = views(keys, canvas, hw, whole)
+    always = views(keys, canvas, hw, whole._replace(flip=1.0))
     plain = normalise(jnp.asarray(canvas, jnp.float32), whole)
     np.testing.assert_allclose(never, jnp.broadcast_to(plain, never.shape), atol=1e-4)
     np.testing.assert_allclose(always, never[:, :, ::-1], atol=1e-4)

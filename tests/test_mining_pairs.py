@@ -147,11 +147,11 @@ def test_summary_counts_and_warnings():
 
 
 def test_equal_logits_are_ranked_by_class():
-    x = np.ones((6, 2), np.float32)
-    labels = np.array([0, 0, 1, 1, 2, 2])
-    mined = pairs.mine(x, np.zeros((6, 3)), labels, x, labels, top_classes=2)
-    first = mined.neighbour[(mined.query == 5)]
-    assert first.tolist() == [0, 1, 2]
+    labels = np.repeat(np.arange(60), 2)
+    x = np.ones((120, 2), np.float32)
+    logits = np.tile(np.arange(60) % 2, (120, 1))  # the odd classes tie for the first place
+    mined = pairs.mine(x, logits, labels, x, labels, top_classes=3)
+    assert labels[mined.neighbour[mined.query == 119]].tolist() == [1, 1, 3, 5]
 
 
 def test_top_classes_must_be_positive():

@@ -30,7 +30,10 @@ def normal(std: float):
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
         del out_sharding  # part of nnx's signature
         count = -(-math.prod(shape) // _BLOCK)
-        blocks = [_draw(key, number) for number in range(count)]
+        if isinstance(key, jax.core.Tracer):  # inside jit: one loop, not `count` copies to compile
+            blocks = jax.lax.map(lambda number: _draw(key, number), jnp.arange(count))
+        else:
+            blocks = [_draw(key, number) for number in range(count)]
         return _assemble(blocks, std, tuple(shape), jnp.dtype(dtype))
 
     return init

@@ -5,10 +5,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fgvc_jax.data.colour import colour_jitter, gaussian_blur
+from fgvc_jax.data.operations import Op, apply
+from fgvc_jax.data.policies import auto_augment, trivial_augment
+from fgvc_jax.errors import UserError
 from fgvc_jax.ops.crop import Interpolation, crop_resize
 
 # One number a purpose, folded into the example's key: a new purpose shifts no other draw.
-_CROP, _FLIP = 0, 1
+_CROP, _FLIP, _AUGMENT, _JITTER, _BLUR, _SHARPEN = range(6)
+
+_POLICIES = {"trivial_augment_wide": trivial_augment, "auto_augment": auto_augment}
 
 
 class View(NamedTuple):
@@ -22,6 +28,16 @@ class View(NamedTuple):
       crop_scale: range of the random crop's share of the image's area.
       crop_ratio: range of the random crop's width / height.
       flip: probability of mirroring left to right.
+      augment: 'none', 'trivial_augment_wide' or 'auto_augment' (the ImageNet policy).
+      augment_probability: that `augment` is applied to an example at all.
+      augment_first: on the whole image before the crop, instead of on the crop; the cost is the
+        canvas's in place of the input's. A rotation or a translation by 32 pixels then means the
+        image's pixels, and black corners shrink with the crop: the results differ.
+      jitter: strengths of brightness, contrast, saturation and hue (torchvision's ColorJitter).
+      blur: probability of a 5 x 5 Gaussian blur.
+      blur_sigma: range of its sigma, uniform, in pixels.
+      sharpen: probability of sharpening.
+      sharpness: its factor; 1 leaves the image as it is.
     """
 
     size: int
@@ -32,10 +48,21 @@ class View(NamedTuple):
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
+    augment: str = "none"
+    augment_probability: float = 1.0
+    augment_first: bool = False
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 5.0)
+    sharpen: float = 0.0
+    sharpness: float = 1.5
 
 
 def train_view(key: jax.Array, canvas: jax.Array, hw: jax.Array, view: View) -> jax.Array:
-    """Random-resized-crop and flip of one canvas, normalised.
+    """Random-resized-crop, flip and augmentation of one canvas, normalised.
+
+    The order is that of torchvision's training recipe: crop, flip, policy, then jitter, blur and
+    sharpness. With any of these the crop is rounded to whole levels first, as a Pillow image is.
 
     Args:
       key: the example's own.
@@ -45,21 +72,46 @@ def train_view(key: jax.Array, canvas: jax.Array, hw: jax.Array, view: View) -> 
 
     Returns:
       float32 [S, S, 3].
+
+    Raises:
+      UserError: `view.augment` is no policy.
     """
-    box = random_resized_crop_box(
-        jax.random.fold_in(key, _CROP), hw[0], hw[1], view.crop_scale, view.crop_ratio
-    )
-    flip = jax.random.bernoulli(jax.random.fold_in(key, _FLIP), jnp.float32(view.flip))
+    keys = [jax.random.fold_in(key, purpose) for purpose in range(6)]
+    if view.augment_first:
+        canvas = _augment(keys[_AUGMENT], canvas, hw, view)
     image = crop_resize(
         canvas,
-        box,
+        random_resized_crop_box(keys[_CROP], hw[0], hw[1], view.crop_scale, view.crop_ratio),
         view.size,
         valid_hw=hw,
         clamp="box",
         interpolation=view.interpolation,
-        flip=flip,
+        flip=jax.random.bernoulli(keys[_FLIP], jnp.float32(view.flip)),
     )
+    if not view.augment_first:
+        image = _augment(keys[_AUGMENT], image, None, view)
+    if any(view.jitter):
+        image = colour_jitter(keys[_JITTER], image, view.jitter)
+    if view.blur:
+        use, sigma = jax.random.uniform(keys[_BLUR], (2,), jnp.float32)
+        low, high = view.blur_sigma
+        image = jnp.round(image)
+        blurred = gaussian_blur(image, low + sigma * (high - low))
+        image = jnp.where(use < view.blur, blurred, image)
+    if view.sharpen:
+        use = jax.random.uniform(keys[_SHARPEN], (), jnp.float32) < view.sharpen
+        image = apply(image, jnp.where(use, Op.SHARPNESS, Op.IDENTITY), view.sharpness - 1)
     return normalise(image, view)
+
+
+def _augment(key: jax.Array, image: jax.Array, hw: jax.Array | None, view: View) -> jax.Array:
+    if view.augment == "none":
+        return image
+    if view.augment not in _POLICIES:
+        raise UserError(
+            f"augment={view.augment!r} is no augmentation; there are: none, {', '.join(_POLICIES)}."
+        )
+    return _POLICIES[view.augment](key, image, view.augment_probability, hw)
 
 
 def eval_view(canvas: jax.Array, hw: jax.Array, view: View) -> jax.Array:

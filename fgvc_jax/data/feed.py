@@ -4,6 +4,7 @@
 'streamed': host threads copy each batch out of the memory-mapped cache and send it.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -82,8 +83,9 @@ class Feed:
         return iter(sampler.map(make).to_iter_dataset(options))
 
 
+@functools.partial(jax.jit, static_argnames="mesh")
 def gather(resident: Resident, batch: dict[str, jax.Array], mesh: Mesh):
-    """Inside the jitted step: (pixels uint8 [B, V, C, C, 3], sizes int32 [B, V, 2]) of a batch.
+    """Of a batch, inside the train step or by itself: (pixels uint8 [B, V, C, C, 3], sizes int32 [B, V, 2]).
 
     Each device copies its own examples one slice at a time: a plain `pixels[index]` copies half the cache
     on a TPU, and left to the partitioner it sums the whole batch over all devices.

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from fgvc_jax.methods.losses import cross_entropy
+from fgvc_jax.ops.losses import cross_entropy
 
 
 def update(module, batch, carry, rngs, progress):

@@ -10,7 +10,7 @@ from flax import nnx
 
 from fgvc_jax.backbones.norm import BatchNorm
 from fgvc_jax.config import choose
-from fgvc_jax.methods.losses import binary_cross_entropy
+from fgvc_jax.ops.losses import binary_cross_entropy
 
 
 INITS = {

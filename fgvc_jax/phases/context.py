@@ -12,6 +12,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from fgvc_jax import backbones
+from fgvc_jax.config import arguments
 from fgvc_jax.data import cache, feed
 from fgvc_jax.data.augment import View
 from fgvc_jax.data.manifest import Manifest
@@ -84,11 +85,12 @@ class Context:
         model = self.config.model
         return Description(
             backbone=model.backbone,
-            backbone_arguments=model.arguments.to_dict(),
+            backbone_arguments=backbone_arguments(self.config),
             method=section.method,
-            method_arguments=section.arguments.to_dict(),
+            method_arguments=arguments(section.arguments, "arguments"),
             classes=self.manifest.classes,
             view=self.view,
+            canvas=self.config.data.canvas,
             dtype=str(self.dtype()),
             param_dtype=model.param_dtype,
         )
@@ -111,24 +113,38 @@ class Context:
     def trained_model(self, phase: str, which: str) -> tuple[Description, nnx.Module, dict]:
         """(description, module in eval mode, {'params', 'stats'} on the mesh) of a finished phase."""
         description = load_description(self.workdir / phase / "model.json")
-        module = description.build()
+        module = nnx.eval_shape(description.build)
         checkpoints = Checkpoints(self.workdir / phase / "checkpoints")
         _, params, stats = tree.split(module)
-        weights = {"params": params, "stats": stats}
-        weights = jax.device_put(weights, meshes.shardings(weights, self.mesh))
+        weights = meshes.abstract({"params": params, "stats": stats}, self.mesh)
         weights = checkpoints.restore_weights(pick(checkpoints, which), weights)
         checkpoints.close()
         return description, module, weights
 
 
+def backbone_arguments(config: ConfigDict) -> dict[str, Any]:
+    return arguments(config.model.arguments, "config.model.arguments")
+
+
+def abstract_backbone(config: ConfigDict, dtype) -> nnx.Module:
+    """The backbone in eval mode, with shapes in place of arrays."""
+    backbone = nnx.eval_shape(
+        lambda: backbones.create(
+            config.model.backbone,
+            image_size=config.image.size,
+            rngs=nnx.Rngs(0),
+            dtype=dtype,
+            **backbone_arguments(config),
+        )
+    )
+    backbone.eval()
+    return backbone
+
+
 def make_view(config: ConfigDict) -> View:
     """The preprocessing: the config's, and where it says nothing that of the backbone's weights."""
-    model, image = config.model, config.image
-    wants = nnx.eval_shape(
-        lambda: backbones.create(
-            model.backbone, image_size=image.size, rngs=nnx.Rngs(0), **model.arguments.to_dict()
-        )
-    ).info.preprocessing
+    image = config.image
+    wants = abstract_backbone(config, jnp.float32).info.preprocessing
     return View(
         size=image.size,
         resize=image.resize or round(image.size / wants.crop_fraction),
@@ -138,7 +154,15 @@ def make_view(config: ConfigDict) -> View:
         crop_scale=tuple(image.crop_scale),
         crop_ratio=tuple(image.crop_ratio),
         flip=image.flip,
-        **({"augment": image.augment, "augment_probability": image.augment_probability, "augment_first": image.augment_first} if "augment" in View._fields else {}),
+        **(
+            {
+                "augment": image.augment,
+                "augment_probability": image.augment_probability,
+                "augment_first": image.augment_first,
+            }
+            if "augment" in View._fields
+            else {}
+        ),
     )
 
 
@@ -147,5 +171,3 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(content, indent=1, default=float) + "\n")
     os.replace(partial, path)
-
-

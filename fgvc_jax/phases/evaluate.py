@@ -1,5 +1,6 @@
 """The evaluation phase: every classifier on validation and test, beside two rows that cost nothing."""
 
+import jax
 import numpy as np
 
 from fgvc_jax import methods
@@ -57,6 +58,7 @@ def _free_rows(context: Context, section, splits, models) -> list[dict]:
     module = context.starting_model(context.describe(context.config[models[0]]))
     _, params, stats = tree.split(module)
     weights = {"params": params, "stats": stats}
+    weights = jax.device_put(weights, meshes.shardings(weights, context.mesh))
     embedded = {
         split: _predict(context, module, weights, split, section.batch)["embedding"]
         for split in ("train", *splits)

@@ -91,6 +91,7 @@ def run(context: Context, name: str) -> dict:
     if writer:
         writer.truncate(first)
 
+    predict = context.predictor(module)  # in eval mode, as it was built
     module.train()
     if section.frozen_batch_norm == "fixed":
         steps.fix_batch_norm(module, freeze)
@@ -107,8 +108,6 @@ def run(context: Context, name: str) -> dict:
         total_steps=cost.steps,
         dtype=context.dtype(),
     )
-    module.eval()
-    predict = context.predictor(module)
 
     order = sampler.shuffled(len(train.index), section.batch, phase_seed(config.seed, name))
     examples = {"index": train.index, "label": train.labels}
@@ -125,7 +124,9 @@ def run(context: Context, name: str) -> dict:
         if val is None:
             return None
         outputs = predict_all(predict, state, val.feed, val.index, section.batch)
-        return score(methods.get(section.method).task, outputs, val.labels, len(description.classes))
+        return score(
+            methods.get(section.method).task, outputs, val.labels, len(description.classes)
+        )
 
     progress = Progress(
         name,

@@ -71,9 +71,8 @@ class Checkpoints:
         return {**items["weights"], **items["optimizer"]}
 
     def restore_weights(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
-        """{'params', 'stats'} alone."""
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        args = ocp.args.Composite(weights=ocp.args.StandardRestore(shapes))
+        """{'params', 'stats'} alone; `like` holds jax.ShapeDtypeStruct with shardings."""
+        args = ocp.args.Composite(weights=ocp.args.StandardRestore(like))
         return self.manager.restore(step, args=args)["weights"]
 
     def close(self) -> None:

@@ -29,11 +29,24 @@ def shardings(tree, mesh: Mesh):
 
     def one(leaf) -> NamedSharding:
         axes = [a for a in np.argsort(leaf.shape)[::-1] if leaf.shape[a] % parts == 0]
-        if parts == 1 or not axes or leaf.size < 2**16:  # small ones cost more to gather than to keep
+        if (
+            parts == 1 or not axes or leaf.size < 2**16
+        ):  # small ones cost more to gather than to keep
             return NamedSharding(mesh, P())
-        return NamedSharding(mesh, P(*("model" if a == axes[0] else None for a in range(leaf.ndim))))
+        return NamedSharding(
+            mesh, P(*("model" if a == axes[0] else None for a in range(leaf.ndim)))
+        )
 
     return jax.tree.map(one, tree)
+
+
+def abstract(tree, mesh: Mesh):
+    """The shapes and dtypes of a tree with the shardings that its arrays have on the mesh."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        tree,
+        shardings(tree, mesh),
+    )
 
 
 def check_batch(batch: int, mesh: Mesh, where: str) -> None:
@@ -54,9 +67,11 @@ def name_devices() -> str:
     device = jax.devices()[0]
     if device.platform != "cpu":
         return f"{jax.device_count()} x {device.device_kind}"
-    text = f"{jax.device_count()} x cpu ({len(os.sched_getaffinity(0))} cores)" if hasattr(
-        os, "sched_getaffinity"
-    ) else f"{jax.device_count()} x cpu"
+    text = (
+        f"{jax.device_count()} x cpu ({len(os.sched_getaffinity(0))} cores)"
+        if hasattr(os, "sched_getaffinity")
+        else f"{jax.device_count()} x cpu"
+    )
     if os.path.exists("/dev/nvidia0") or shutil.which("nvidia-smi"):
         text += "\nhint: there seems to be an NVIDIA GPU that JAX does not use: pip install -e '.[cuda]'"
     elif os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0"):

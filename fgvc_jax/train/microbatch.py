@@ -16,7 +16,10 @@ from fgvc_jax.errors import UserError
 
 
 def accumulate(value_and_grad, n):
-    """Gradient accumulation: the batch in n parts, one after the other, in the memory of one.
+    """Gradient accumulation: the batch in n parts, one after the other.
+
+    The activations of one part live at a time: compiled for a TPU v5e, a small convolutional net
+    took 145 MiB of temporaries, in 4 parts 10 MiB. On CPU XLA saves no memory.
 
     Part i holds the examples i, n + i, 2n + i, ...: with the batch sharded in contiguous blocks
     each device keeps its own examples. Loss, gradients, statistics and metrics are means over the
@@ -57,7 +60,7 @@ def _in_blocks(value_and_grad, n, axis, what):
             part = jax.tree.map(lambda x, i=i: jax.lax.index_in_dim(x, i, axis, False), batch)
             if total is not None:
                 # This part waits for the sum so far, so that one part's activations live at a time.
-                pass
+                part, total = jax.lax.optimization_barrier((part, total))
             (loss, aux), grads = value_and_grad(params, part)
             stats.append(aux["stats"])
             carries.append(aux["carry"])

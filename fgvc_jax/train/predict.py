@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from fgvc_jax.data import sampler
-from fgvc_jax.data.feed import Feed
+from fgvc_jax.data.feed import Feed, gather
 
 
 def predict_all(
@@ -40,9 +40,8 @@ def predict_all(
 
     for number, (rows, mask) in enumerate(sampler.in_order(len(index), batch)):
         check()
-        outputs = step(
-            weights["params"], weights["stats"], feed.resident, feed.batch(index[rows]), number
-        )
+        pixels, sizes = gather(feed.resident, feed.batch(index[rows]), feed.mesh)
+        outputs = step(weights["params"], weights["stats"], pixels, sizes, number)
         read()  # of the batch before, while this one runs
         pending = (outputs, mask)
     read()

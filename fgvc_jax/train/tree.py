@@ -23,7 +23,7 @@ class Static(NamedTuple):
 
 
 def _flatten(state: nnx.State) -> tuple[tuple[tuple, ...], Flat]:
-    leaves = [(tuple(path), leaf[...]) for path, leaf in nnx.to_flat_state(state)]
+    leaves = [(tuple(path), leaf.get_value()) for path, leaf in nnx.to_flat_state(state)]
     return tuple(p for p, _ in leaves), {"/".join(map(str, p)): value for p, value in leaves}
 
 

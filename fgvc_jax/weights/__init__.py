@@ -1,0 +1,187 @@
+"""Pretrained weights from torch's world into a backbone, exactly, or an error that says what does not fit."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from fgvc_jax.backbones.resnet import ResNet
+from fgvc_jax.backbones.vit import ViT
+from fgvc_jax.errors import UserError
+from fgvc_jax.weights import resnet, vit
+from fgvc_jax.weights.published import locate
+from fgvc_jax.weights.readers import Entry, read
+from fgvc_jax.weights.report import Report
+from fgvc_jax.weights.tables import Layout, Table
+
+__all__ = ["Report", "load_pretrained"]
+
+TABLES = {ResNet: resnet.TABLE, ViT: vit.TABLE}
+CONTAINERS = ("state_dict", "model", "model_state_dict")
+PREFIXES = ("module.", "backbone.")
+HEAD = re.compile(r"(fc|head|heads|head_dist|classifier)\.")
+COUNTER = "num_batches_tracked"
+
+
+def load_pretrained(
+    module: nnx.Module, source: str, *, allow: Sequence[str] = ()
+) -> tuple[nnx.Module, Report]:
+    """Fills a backbone with the weights of a file.
+
+    Every array of the backbone must be found once, with its shape, and every key of the file must be used, except
+    for the classifier's, which is left out. Position embeddings of another image size are resized. A state dict may
+    lie under 'state_dict', 'model' or 'model_state_dict', and its keys may start with 'module.' or 'backbone.'. Half-precision
+    weights are converted to the type of the parameters.
+
+    Args:
+      module: from `backbones.create`; updated in place, its `info.preprocessing` too where the layout tells that
+        the weights were trained with another normalisation.
+      source: path of a .safetensors, .pth, .pt, .bin or .npz file.
+      allow: regular expressions (matching in full) of paths of the backbone that may stay as they are ('layer4/.*')
+        and of keys of the file that may stay unused ('neck\\..*').
+
+    Returns:
+      The module, and a report whose `.text` is for the log.
+
+    Raises:
+      UserError: no such file, a file that is broken or not allowed to be what it is, keys or shapes that do not
+        match, values that are not finite. The module is then unchanged.
+    """
+    path = locate(source)
+    table = TABLES[type(module)]
+    contents = read(path)
+    tree, place = _state_dict(contents.tree, path)
+    entries = _entries(tree, table)
+    layout = _layout(table, entries, module.info.name, path)
+    state = nnx.state(module)
+    variables = {"/".join(map(str, p)): v for p, v in nnx.to_flat_state(state)}
+    shapes = {ours: variable[...].shape for ours, variable in variables.items()}
+
+    report = Report(str(path), ", ".join([f"layout of {layout.name}", contents.format, *place]))
+    report.ignored = [str(key) for key in tree if not isinstance(tree[key], Entry)]
+    _match(report, entries, shapes, table, layout)
+    _insist(report, module.info.name, allow)
+    arrays = {}
+    for ours, key in report.used.items():
+        array = _axes(ours, _values(entries[key], key, path))
+        if array.shape != shapes[ours]:
+            array = table.resize(ours, array.shape, shapes[ours])(jnp.asarray(array, jnp.float32))
+        arrays[ours] = jnp.asarray(array, variables[ours][...].dtype)
+
+    for ours, array in arrays.items():
+        variables[ours].set_value(array)
+    nnx.update(module, state)
+    preprocessing = module.info.preprocessing._replace(**layout.preprocessing)
+    module.info = dataclasses.replace(module.info, preprocessing=preprocessing)
+    report.preprocessing = preprocessing
+    return module, report
+
+
+def _state_dict(tree: Any, path: Path) -> tuple[dict, list[str]]:
+    """The dictionary that holds the arrays, and in words where it was."""
+    place = []
+    while isinstance(tree, dict) and not any(isinstance(value, Entry) for value in tree.values()):
+        inner = next((name for name in CONTAINERS if isinstance(tree.get(name), dict)), None)
+        if inner is None:
+            break
+        tree, place = tree[inner], [*place, f"under {inner!r}"]
+    if not isinstance(tree, dict) or not any(isinstance(value, Entry) for value in tree.values()):
+        found = (
+            ", ".join(map(str, list(tree)[:8])) if isinstance(tree, dict) else type(tree).__name__
+        )
+        raise UserError(
+            f"{path}: no weights found. Looked at the top and under {', '.join(CONTAINERS)}; the file has: {found}."
+        )
+    return tree, place
+
+
+def _entries(tree: dict, table: Table) -> dict[str, Entry]:
+    """The arrays by key, without the prefixes that wrappers add, under today's names."""
+    entries = {str(key): value for key, value in tree.items() if isinstance(value, Entry)}
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) or HEAD.match(key) for key in entries):
+            entries = {key.removeprefix(prefix): entry for key, entry in entries.items()}
+    for pattern, replacement in table.old_names:
+        entries = {re.sub(pattern, replacement, key): entry for key, entry in entries.items()}
+    return entries
+
+
+def _layout(table: Table, entries: dict[str, Entry], name: str, path: Path) -> Layout:
+    for layout in table.layouts:
+        if layout.marker in entries:
+            return layout
+    known = " or ".join(f"{layout.marker!r} ({layout.name})" for layout in table.layouts)
+    raise UserError(
+        f"{path}: not weights of {name}: there is no {known}. The file's first keys: "
+        f"{', '.join(list(entries)[:6])}."
+    )
+
+
+def _match(report: Report, entries, shapes, table: Table, layout: Layout) -> None:
+    """Puts every key of the file and every array of the backbone into its place of the report."""
+    keys = {ours: layout.key(ours) for ours in shapes}
+    wanted = set(keys.values())
+    for key in entries:
+        if key in wanted:
+            continue
+        if HEAD.match(key):
+            report.head.append(key)
+        elif key.endswith(COUNTER):
+            report.ignored.append(key)
+        else:
+            report.unexpected[key] = entries[key].shape
+    for ours, key in keys.items():
+        wanted = _torch_shape(ours, shapes[ours])
+        if key not in entries:
+            report.missing[ours] = (key, wanted)
+        elif entries[key].shape == wanted:
+            report.used[ours] = key
+        elif table.resize(ours, entries[key].shape, wanted):
+            report.used[ours] = key
+            report.resized.append(ours)
+        else:
+            report.misshaped[ours] = (key, entries[key].shape, wanted)
+
+
+def _insist(report: Report, name: str, allow: Sequence[str]) -> None:
+    """Raises where something that is not allowed to differ differs."""
+    different = [*report.missing, *report.misshaped, *report.unexpected]
+    if all(any(re.fullmatch(pattern, path) for pattern in allow) for path in different):
+        return
+    raise UserError(
+        "\n".join(
+            [
+                f"{report.source} ({report.layout}) does not fit {name}:",
+                *report.differences(),
+                "Is it the file of another backbone? What may differ can be allowed by patterns of its names.",
+            ]
+        )
+    )
+
+
+def _values(entry: Entry, key: str, path: Path) -> np.ndarray:
+    if not jnp.issubdtype(entry.dtype, jnp.floating):
+        raise UserError(f"{path}: {key!r} holds {entry.dtype}, where floating point is needed.")
+    array = entry.load()
+    if not np.isfinite(array).all():
+        raise UserError(f"{path}: {key!r} holds values that are not finite: the file is damaged.")
+    return array
+
+
+def _axes(path: str, array: np.ndarray) -> np.ndarray:
+    """torch's order of axes into ours: [O, I, H, W] -> [H, W, I, O], [O, I] -> [I, O]."""
+    if not path.endswith("kernel"):
+        return array
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
+def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that our array has in a torch file."""
+    if not path.endswith("kernel"):
+        return shape
+    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]

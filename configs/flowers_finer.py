@@ -1,0 +1,21 @@
+"""FineNet on Oxford Flowers-102.
+
+    FGVC_DATA=DIR python launch.py --config=configs/flowers_finer.py --workdir=runs/flowers_finer
+
+Data: $FGVC_DATA/flowers/train/<class>/ and test/<class>/ (validation is carved from train).
+Weights: the message at the start names the file to bring; --config.model.pretrained=FILE.
+Variants: :resnet50, :vit_b16_384; each also with ':released', which is the authors' code as it is (constant learning rate,
+inner product, self by rank, TrivialAugment, BatchNorm that drifts though frozen), without its choice of the
+best epoch on the test set. The authors did not record all settings: `fgvc_jax/recipes.py` marks what is ours.
+
+Source: github.com/danhugo/finernet (report 000). Published, fine-tune -> pipeline: ResNet-50 97.12 -> 97.53; none for ViT
+(top-1, one seed, best epoch on the test set).
+Tested on the official 6,149 images; whether the authors trained on 1,020 or 2,040 is not known.
+Ran by us: never in full; two steps of every phase at a small size, in the tests.
+"""
+
+from fgvc_jax import recipes
+
+
+def get_config(variant=""):
+    return recipes.finenet("flowers", variant)

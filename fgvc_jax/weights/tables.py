@@ -1,0 +1,38 @@
+"""What `load_pretrained` needs to know of one family's files."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Shape = tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """One naming of a family's arrays.
+
+    Attributes:
+      name: of the library that writes it.
+      marker: a key that only files of this layout have.
+      key: path of ours, 'layer1/0/conv1/kernel', -> key in the file, 'layer1.0.conv1.weight'.
+      preprocessing: fields in which this library's published weights want other images than the backbone says.
+    """
+
+    name: str
+    marker: str
+    key: Callable[[str], str]
+    preprocessing: dict[str, Any] = {}  # noqa: RUF012
+
+
+class Table(NamedTuple):
+    """A family's files.
+
+    Attributes:
+      layouts: the namings that are known.
+      resize: (path of ours, shape there, shape here) -> the function that fits the array, None where there is none.
+      old_names: (pattern, replacement) of keys that earlier versions of a library wrote differently.
+    """
+
+    layouts: tuple[Layout, ...]
+    resize: Callable[[str, Shape, Shape], Callable[[jax.Array], jax.Array] | None]
+    old_names: tuple[tuple[str, str], ...] = ()

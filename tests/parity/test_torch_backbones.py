@@ -1,0 +1,287 @@
+"""Backbones against torchvision's and timm's modules, through files in their real formats.
+
+torch's weights are random, with BatchNorm statistics that are far from 0 and 1, saved as their libraries save
+them, and read back by `load_pretrained`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fgvc_jax import backbones
+from fgvc_jax.weights import load_pretrained
+
+torch = pytest.importorskip("torch", reason="parity needs torch: pip install -e '.[test]'")
+torchvision = pytest.importorskip("torchvision", reason="parity needs torchvision")
+timm = pytest.importorskip("timm", reason="parity needs timm")
+
+
+def randomise(model: "torch.nn.Module", seed: int = 0) -> "torch.nn.Module":
+    """Statistics, scales and biases far from their initial 0 and 1, weights so that activations stay moderate."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in model.state_dict().items():
+        if tensor.ndim <= 1 and tensor.is_floating_point():
+            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+            positive = name.endswith(("running_var", "weight"))
+            tensor.copy_(0.5 + noise if positive else 0.4 * (noise - 0.5))
+        elif "token" in name or "pos_embed" in name:
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    return model.eval()
+
+
+def images(size: int, batch: int = 2, dtype=np.float32) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(batch, size, size, 3)).astype(dtype)
+
+
+def to_torch(x_BHWC: np.ndarray) -> "torch.Tensor":
+    return torch.from_numpy(x_BHWC.transpose(0, 3, 1, 2).copy())
+
+
+def relative(ours, theirs) -> float:
+    """Largest error, relative to the largest value."""
+    ours, theirs = np.asarray(ours, np.float64), theirs.detach().double().numpy()
+    assert ours.shape == theirs.shape
+    return np.abs(ours - theirs).max() / np.abs(theirs).max()
+
+
+def hook(modules: dict) -> dict:
+    """Outputs by name, filled when the torch model runs."""
+    outputs: dict = {}
+    for name, module in modules.items():
+        module.register_forward_hook(lambda m, i, out, name=name: outputs.update({name: out}))
+    return outputs
+
+
+def resnet_blocks(model) -> dict:
+    blocks = {}
+    for stage in ("layer1", "layer2", "layer3", "layer4"):
+        *early, last = list(getattr(model, stage))
+        blocks |= {f"{stage}/{i}": block for i, block in enumerate(early)} | {stage: last}
+    return blocks
+
+
+def grid(tokens, side: int):
+    """[B, 1 + side * side, D] with the class token -> [B, D, side, side]."""
+    return tokens[:, 1:].transpose(1, 2).reshape(tokens.shape[0], -1, side, side)
+
+
+def forward(module: nnx.Module, x: np.ndarray) -> backbones.Features:
+    module.eval()
+    taps = [tap.name for tap in module.info.taps]
+    graphdef, state = nnx.split(module)
+    state = state.to_pure_dict()
+    return jax.jit(lambda s, x: nnx.merge(graphdef, s)(x, taps))(state, x)
+
+
+# Relative error of a float32 forward pass. torch's own against float64 is about 1e-6.
+FLOAT32 = 1e-5
+
+
+@pytest.mark.parametrize("source", ["torchvision/resnet18.pth", "timm/resnet18.safetensors"])
+@pytest.mark.parametrize("size", [64, 75])
+def test_resnet18(source, size, tmp_path):
+    # 75 is odd at every stride: wrong padding shows there.
+    if source.startswith("torchvision"):
+        model, path = randomise(torchvision.models.resnet18()), tmp_path / "resnet18.pth"
+        torch.save(model.state_dict(), path)
+    else:
+        from safetensors.torch import save_file
+
+        model, path = randomise(timm.create_model("resnet18")), tmp_path / "model.safetensors"
+        save_file(model.state_dict(), path)
+    check_resnet("resnet18", model, path, size)
+
+
+def test_resnet50_legacy_file_of_a_training_run(tmp_path):
+    model, path = randomise(torchvision.models.resnet50()), tmp_path / "checkpoint.pt"
+    state = {f"module.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, path, _use_new_zipfile_serialization=False)
+    check_resnet("resnet50", model, path, 64)
+
+
+def check_resnet(name, model, path, size):
+    module = backbones.create(name, rngs=nnx.Rngs(0))
+    _, report = load_pretrained(module, str(path))
+    assert sorted(report.head) == ["fc.bias", "fc.weight"]
+    assert not report.differences()
+
+    theirs = hook(
+        resnet_blocks(model) | {"pooled": getattr(model, "avgpool", None) or model.global_pool}
+    )
+    x = images(size)
+    with torch.no_grad():
+        model(to_torch(x))
+    ours = forward(module, x)
+    assert ours.maps.keys() | {"pooled"} == theirs.keys()
+    for tap, value in ours.maps.items():
+        assert relative(value.transpose(0, 3, 1, 2), theirs[tap]) <= FLOAT32, tap
+    assert relative(ours.pooled, theirs["pooled"].flatten(1)) <= FLOAT32
+
+
+def check_vit(module, model, blocks, embed, norm, size):
+    """`embed` is a torch module whose input enters the first block, `blocks` and `norm` give their output."""
+    side = size // 16
+    theirs = hook({f"block{i}": block for i, block in enumerate(blocks)} | {"norm": norm})
+    embed.register_forward_pre_hook(lambda m, inputs: theirs.update(embed=inputs[0]))
+    x = images(size)
+    with torch.no_grad():
+        model(to_torch(x))
+    ours = forward(module, x)
+    assert ours.maps.keys() | {"norm"} == theirs.keys()
+    for tap, value in ours.maps.items():
+        assert relative(value.transpose(0, 3, 1, 2), grid(theirs[tap], side)) <= FLOAT32, tap
+    assert relative(ours.pooled, theirs["norm"][:, 0]) <= FLOAT32
+    assert relative(ours.class_token, theirs["norm"][:, 0]) <= FLOAT32
+
+
+def test_vit_b_16_of_torchvision(tmp_path):
+    model, path = randomise(torchvision.models.vit_b_16(image_size=48)), tmp_path / "vit_b_16.pth"
+    # The published file names the two layers of an MLP as torchvision 0.12 did.
+    state = {
+        key.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2."): value
+        for key, value in model.state_dict().items()
+    }
+    assert state.keys() != model.state_dict().keys()
+    torch.save(state, path)
+    module = backbones.create("vit_base_patch16_224", image_size=48, rngs=nnx.Rngs(0))
+    _, report = load_pretrained(module, str(path))
+    assert sorted(report.head) == ["heads.head.bias", "heads.head.weight"]
+    assert module.info.preprocessing == backbones.Preprocessing(
+        48, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875, "bilinear"
+    )
+    layers = list(model.encoder.layers)
+    check_vit(module, model, layers, layers[0], model.encoder.ln, 48)
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_vit_tiny_of_timm_at_another_size(size, tmp_path):
+    # The file is made for 48 px. timm resizes the position embedding when it loads it for another size.
+    from safetensors.torch import save_file
+
+    source = randomise(timm.create_model("vit_tiny_patch16_224", img_size=48))
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    model = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=size,
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(tmp_path / "model.safetensors"), "num_classes": 1000},
+    ).eval()
+    assert torch.equal(model.norm.weight, source.norm.weight)
+
+    module = backbones.create("vit_tiny_patch16_224", image_size=size, rngs=nnx.Rngs(0))
+    _, report = load_pretrained(module, str(tmp_path / "model.safetensors"))
+    assert report.resized == ["pos_embed"]
+    assert relative(module.pos_embed[...], model.pos_embed) <= FLOAT32
+    assert np.array_equal(module.pos_embed[0, 0], source.pos_embed[0, 0].detach().numpy())
+    check_vit(module, model, list(model.blocks), model.blocks[0], model.norm, size)
+
+
+def test_vit_called_at_another_size(tmp_path):
+    # As timm's dynamic_img_size, not square.
+    kw = {"patch_size": 16, "embed_dim": 48, "depth": 1, "num_heads": 3, "num_classes": 0}
+    model = timm.models.VisionTransformer(img_size=48, dynamic_img_size=True, **kw)
+    torch.save(randomise(model).state_dict(), tmp_path / "vit.pth")
+    module = backbones.create(
+        *("vit_tiny_patch16_224",), image_size=48, depth=1, width=48, heads=3, rngs=nnx.Rngs(0)
+    )
+    load_pretrained(module, str(tmp_path / "vit.pth"))
+    x = np.random.default_rng(0).normal(size=(2, 32, 80, 3)).astype(np.float32)
+    with torch.no_grad():
+        theirs = model(to_torch(x))
+    assert relative(forward(module, x).pooled, theirs) <= FLOAT32
+
+
+def gradients(module, x, weights):
+    """Gradients of sum(weights * pooled^2) by path, and the statistics that the pass left, in training."""
+    module.train()
+    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+
+    def loss(params, rest):
+        merged = nnx.merge(graphdef, params, rest)
+        value = (weights * merged(x).pooled ** 2).sum()
+        return value, nnx.split(merged, nnx.Param, ...)[2].to_pure_dict()
+
+    run = jax.jit(jax.grad(loss, has_aux=True))
+    grads, stats = run(params.to_pure_dict(), rest.to_pure_dict())
+    flat = {**nnx.traversals.flatten_mapping(grads), **nnx.traversals.flatten_mapping(stats)}
+    return {"/".join(map(str, path)): value for path, value in flat.items()}
+
+
+def torch_axes(path: str, value) -> np.ndarray:
+    value = np.asarray(value)
+    if path.endswith("kernel"):
+        value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+    return value
+
+
+def check_gradients(module, report, model, x, pooled):
+    weights = np.random.default_rng(1).normal(size=(x.shape[0], module.info.width))
+    model.train()
+    (torch.from_numpy(weights) * pooled(to_torch(x)) ** 2).sum().backward()
+    theirs = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
+    theirs |= {name: b.numpy() for name, b in model.named_buffers()}
+    ours = gradients(module, x, weights)
+    assert ours.keys() == report.used.keys()
+
+    whole = np.sqrt(
+        sum((np.linalg.norm(p.grad) ** 2) for p in model.parameters() if p.grad is not None)
+    )
+    for path, key in report.used.items():
+        there, here = theirs[key], torch_axes(path, ours[path])
+        assert here.dtype == np.float64
+        error = np.linalg.norm(here - there)
+        if path.endswith(("mean", "var")):  # running statistics after this one step
+            assert error <= 1e-12 * np.linalg.norm(there), path
+        else:
+            # Some true gradients are zero (a key's bias under softmax): hence the floor.
+            assert error <= 1e-10 * max(np.linalg.norm(there), 1e-6 * whole), path
+
+
+def test_resnet_gradients_and_statistics_in_float64(tmp_path):
+    block = torchvision.models.resnet.Bottleneck
+    model = randomise(torchvision.models.ResNet(block, [2, 1, 1, 1])).double()
+    torch.save(model.state_dict(), tmp_path / "resnet.pth")
+    model.fc = torch.nn.Identity()
+    with jax.enable_x64(True):
+        kw = {"dtype": jnp.float64, "param_dtype": jnp.float64, "rngs": nnx.Rngs(0)}
+        module = backbones.create("resnet50", depths=(2, 1, 1, 1), **kw)
+        _, report = load_pretrained(module, str(tmp_path / "resnet.pth"))
+        before = np.asarray(module.bn1.mean[...])
+        check_gradients(module, report, model, images(48, 4, np.float64), model)
+        assert np.array_equal(before, module.bn1.mean[...])  # the module outside is untouched
+
+
+def test_vit_gradients_in_float64(tmp_path):
+    kw = {"patch_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 0}
+    model = randomise(timm.models.VisionTransformer(img_size=48, **kw)).double()
+    torch.save(model.state_dict(), tmp_path / "vit.pth")
+    with jax.enable_x64(True):
+        kw = {"dtype": jnp.float64, "param_dtype": jnp.float64, "rngs": nnx.Rngs(0)}
+        size = {"image_size": 48, "depth": 2, "width": 48, "heads": 3}
+        module = backbones.create("vit_tiny_patch16_224", **size, **kw)
+        _, report = load_pretrained(module, str(tmp_path / "vit.pth"))
+        check_gradients(module, report, model, images(48, 2, np.float64), model)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5, 6), (6, 5)])
+def test_batch_norm_of_torch_over_three_steps(shape):
+    # 2d maps and vectors, other eps and momentum; statistics and outputs in float64 to 1e-12.
+    from fgvc_jax.backbones.norm import BatchNorm
+
+    kind = torch.nn.BatchNorm2d if len(shape) == 4 else torch.nn.BatchNorm1d
+    theirs = kind(shape[-1], eps=1e-3, momentum=0.01, dtype=torch.float64)
+    with jax.enable_x64(True):
+        ours = BatchNorm(shape[-1], eps=1e-3, momentum=0.99, param_dtype=jnp.float64)
+        rng = np.random.default_rng(0)
+        for _ in range(3):
+            x = 3 + 2 * rng.normal(size=shape)
+            there = theirs(torch.from_numpy(np.moveaxis(x, -1, 1).copy()))
+            assert relative(np.moveaxis(np.asarray(ours(x)), -1, 1), there) <= 1e-12
+        assert relative(ours.mean[...], theirs.running_mean) <= 1e-12
+        assert relative(ours.var[...], theirs.running_var) <= 1e-12
+        ours.eval()
+        theirs.eval()
+        there = theirs(torch.from_numpy(np.moveaxis(x, -1, 1).copy()))
+        assert relative(np.moveaxis(np.asarray(ours(x)), -1, 1), there) <= 1e-12
