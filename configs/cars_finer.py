@@ -4,12 +4,13 @@
 
 Data: $FGVC_DATA/cars/train/<class>/ and test/<class>/ (validation is carved from train).
 Weights: the message at the start names the file to bring; --config.model.pretrained=FILE.
-Variants: :resnet50, :vit_b16_384; each also with ':released', which is the authors' code as it is (constant learning rate,
-inner product, self by rank, TrivialAugment, BatchNorm that drifts though frozen), without its choice of the
-best epoch on the test set. The authors did not record all settings: `fgvc_jax/recipes.py` marks what is ours.
+Variants: :resnet50, :vit_b16_384; each also with ':released',
+the authors' code as it is (constant learning rate, inner product, self by rank, TrivialAugment, BatchNorm
+that drifts though frozen), but for its choice of the best epoch on the test set. The authors did not record
+all settings: `fgvc_jax/recipes.py` says which ones are ours.
 
-Source: github.com/danhugo/finernet (report 000). Published, fine-tune -> pipeline: ResNet-50 90.78 -> 91.62, ViT-B/16 92.20 -> 93.38
-(top-1, one seed, best epoch on the test set).
+Source: github.com/danhugo/finernet (report 000). Published top-1, fine-tune -> pipeline (one seed, best epoch
+on the test set): ResNet-50 90.78 -> 91.62, ViT-B/16 92.20 -> 93.38.
 The ViT-B/16 gain is the only one of the report that clearly exceeds two standard errors.
 Ran by us: never in full; two steps of every phase at a small size, in the tests.
 """

@@ -1,4 +1,4 @@
-"""FineNet's pipeline on your own images: fine-tune, mine look-alike pairs, same/different, retrain; a control.
+"""FineNet's pipeline on your own images: fine-tune, mine look-alikes, same/different, retrain; a control.
 
     python launch.py --config=configs/folder_finer.py --config.data.root=DIR --workdir=runs/finer
 

@@ -1,4 +1,4 @@
-"""Lengths of training in the unit that suits: '12 epochs', '300 steps', '1.5M images', '5 %', '2 x finetune'."""
+"""Lengths of training in the unit that suits: '12 epochs', '300 steps', '1.5M images', '2 x finetune'."""
 
 import math
 import re
@@ -35,7 +35,7 @@ def steps(
     images_per_step: int,
     images_per_epoch: int,
     total_steps: int | None = None,
-    earlier: Mapping[str, int] = {},  # noqa: B006 - never written
+    earlier: Mapping[str, int] = {},
 ) -> int:
     """A length in optimizer steps, rounded up.
 

@@ -24,6 +24,7 @@ from fgvc_jax.phases import embed, evaluate, mine, train
 from fgvc_jax.phases.context import Context, write_json
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train.stop import Interrupted, Stop
+from fgvc_jax.weights.published import locate
 
 PHASES = {"train": train.run, "embed": embed.run, "mine": mine.run, "evaluate": evaluate.run}
 PACKAGES = ("fgvc_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "faiss-cpu", "numpy")
@@ -63,7 +64,7 @@ def run(
     workdir.mkdir(parents=True, exist_ok=True)
     with _lock(workdir, main), Stop() as stop:
         _check_workdir(config, workdir)
-        found = load(config.data, say)
+        found = _find_inputs(config, say)
         if dry_run:
             found = plan.few_images(found)
         if main:
@@ -79,6 +80,23 @@ def run(
     for line in summary(context):
         say(line)
     return results
+
+
+def _find_inputs(config: ConfigDict, say) -> manifests.Manifest:
+    """The data; one UserError that names all that is missing, weights included."""
+    missing, found = [], None
+    try:
+        found = load(config.data, say)
+    except UserError as error:
+        missing.append(str(error))
+    if config.model.pretrained:
+        try:
+            locate(config.model.pretrained)
+        except UserError as error:
+            missing.append(str(error))
+    if missing:
+        raise UserError("\n".join(missing))
+    return found
 
 
 def _phases(context: Context) -> dict[str, dict]:
@@ -187,7 +205,7 @@ def versions() -> dict[str, str]:
 def summary(context: Context) -> list[str]:
     """What a person wants to see at the end: accuracies, pairs, seconds, files."""
     results, lines = context.results, [""]
-    for name, result in results.items():
+    for result in results.values():
         if "rows" in result:
             lines += evaluate.table(result["rows"], list(context.manifest.splits))
     for result in results.values():

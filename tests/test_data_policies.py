@@ -327,6 +327,16 @@ def test_unknown_augmentation_lists_what_there_is(image):
         view_of(jax.random.key(0), canvas, hw, WHOLE._replace(augment="randaug"))
 
 
+def test_views_stay_float32_where_jax_is_set_to_64_bits(image):
+    canvas, hw = on_canvas(image)
+    everything = WHOLE._replace(
+        augment="auto_augment", jitter=(0.1,) * 4, blur=0.5, sharpen=0.5, interpolation="bicubic"
+    )
+    with jax.enable_x64(True):
+        view = jax.eval_shape(lambda k: train_view(k, canvas, hw, everything), jax.random.key(0))
+    assert view.dtype == jnp.float32 and view.shape == (48, 48, 3)
+
+
 def test_temporary_memory_of_a_batch_is_a_few_images(image):
     side, batch = 96, 8
     images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32)

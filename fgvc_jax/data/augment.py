@@ -128,7 +128,8 @@ def eval_view(canvas: jax.Array, hw: jax.Array, view: View) -> jax.Array:
 
 def normalise(image: jax.Array, view: View) -> jax.Array:
     """Grey levels 0..255 [..., 3] to (x / 255 - mean) / std."""
-    return (image / 255 - jnp.array(view.mean)) / jnp.array(view.std)
+    x = image / 255
+    return (x - jnp.array(view.mean, x.dtype)) / jnp.array(view.std, x.dtype)
 
 
 def random_resized_crop_box(

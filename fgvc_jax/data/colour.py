@@ -69,7 +69,7 @@ def gaussian_blur(image: jax.Array, sigma: jax.Array, kernel: int = 5) -> jax.Ar
       float32 [H, W, 3], whole levels.
     """
     reach = kernel // 2
-    weight = jnp.exp(-0.5 * (jnp.arange(-reach, reach + 1) / sigma) ** 2)
+    weight = jnp.exp(-0.5 * (jnp.arange(-reach, reach + 1) / jnp.float32(sigma)) ** 2)
     weight = (weight / weight.sum()).astype(jnp.float32)
     x = jnp.pad(image.astype(jnp.float32), ((reach, reach), (reach, reach), (0, 0)), "reflect")
     h, w = image.shape[:2]

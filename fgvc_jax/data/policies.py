@@ -87,9 +87,10 @@ def trivial_augment(
       float32 [H, W, 3], whole levels.
     """
     keys = jax.random.split(key, 4)
-    op = jax.random.randint(keys[0], (), 0, len(TRIVIAL))
-    strength = jax.random.randint(keys[1], (), 0, TRIVIAL.shape[1])
-    magnitude = _signed(op, jnp.array(TRIVIAL)[op, strength], jax.random.bernoulli(keys[2]))
+    op = jax.random.randint(keys[0], (), 0, len(TRIVIAL), jnp.int32)
+    strength = jax.random.randint(keys[1], (), 0, TRIVIAL.shape[1], jnp.int32)
+    negative = jax.random.uniform(keys[2], (), jnp.float32) < 0.5
+    magnitude = _signed(op, jnp.array(TRIVIAL)[op, strength], negative)
     used = jax.random.uniform(keys[3], (), jnp.float32) < probability
     return apply(image, jnp.where(used, op, Op.IDENTITY), magnitude, hw)
 
@@ -99,14 +100,14 @@ def auto_augment(
 ) -> jax.Array:
     """AutoAugment with the ImageNet policy; arguments and result as `trivial_augment`."""
     keys = jax.random.split(key, 4)
-    policy = jnp.array(AUTO)[jax.random.randint(keys[0], (), 0, len(AUTO))]
+    policy = jnp.array(AUTO)[jax.random.randint(keys[0], (), 0, len(AUTO), jnp.int32)]
     chance = jax.random.uniform(keys[1], (2,), jnp.float32)
-    sign = jax.random.bernoulli(keys[2], shape=(2,))
+    negative = jax.random.uniform(keys[2], (2,), jnp.float32) < 0.5
     used = jax.random.uniform(keys[3], (), jnp.float32) < probability
     for i in range(2):
         op, share, magnitude = policy[i]
         op = jnp.where(used & (chance[i] < share), op.astype(jnp.int32), Op.IDENTITY)
-        image = apply(image, op, _signed(op, magnitude, sign[i]), hw)
+        image = apply(image, op, _signed(op, magnitude, negative[i]), hw)
     return image
 
 

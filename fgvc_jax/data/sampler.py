@@ -14,7 +14,7 @@ def shuffled(examples: int, batch: int, seed: int) -> grain.MapDataset:
 
 
 def in_order(examples: int, batch: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """[(int64 [batch], bool [batch])]: every example once, the last batch padded with example 0 and masked."""
+    """[(int64 [batch], bool [batch])]: every example once; the last batch is padded, masked."""
     batches = []
     for start in range(0, examples, batch):
         index = np.arange(start, start + batch)

@@ -12,7 +12,6 @@ from fgvc_jax.backbones.norm import BatchNorm
 from fgvc_jax.config import choose
 from fgvc_jax.ops.losses import binary_cross_entropy
 
-
 INITS = {
     "xavier": nnx.initializers.glorot_normal(),
     "torch": nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),

@@ -12,6 +12,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from fgvc_jax import backbones
+from fgvc_jax.backbones.features import Preprocessing
 from fgvc_jax.config import arguments
 from fgvc_jax.data import cache, feed
 from fgvc_jax.data.augment import View
@@ -22,6 +23,7 @@ from fgvc_jax.train import tree
 from fgvc_jax.train.checkpoint import Checkpoints, pick
 from fgvc_jax.train.step import predict_step
 from fgvc_jax.train.stop import Stop
+from fgvc_jax.weights import load_pretrained
 
 
 class Context:
@@ -41,7 +43,8 @@ class Context:
         self.main = jax.process_index() == 0  # the process that writes
         self.results: dict[str, dict] = {}  # DONE.json of the phases that came before
         self.later_seconds: float | None = None  # estimated time of the phases after this one
-        self.view = make_view(config)
+        self._pretrained: tree.Flat = {}
+        self.view = make_view(config, self._load_backbone().info.preprocessing)
         self.canvas = cache.canvas_size(manifest, config.data.canvas)
         self._canvases: dict[str, cache.Canvases] = {}
         self._resident: dict[str, tuple[jax.Array, jax.Array]] = {}
@@ -95,15 +98,25 @@ class Context:
             param_dtype=model.param_dtype,
         )
 
+    def _load_backbone(self) -> nnx.Module:
+        """The backbone with its pretrained weights, which are kept; with shapes alone where it has none."""
+        if not self.config.model.pretrained:
+            return abstract_backbone(self.config, self.dtype())
+        backbone = make_backbone(self.config, self.dtype())
+        _, report = load_pretrained(backbone, self.config.model.pretrained)
+        self.say(report.text)
+        _, params, stats = tree.split(backbone)
+        self._pretrained = {f"backbone/{path}": array for path, array in (params | stats).items()}
+        return backbone
+
     def starting_model(self, description: Description) -> nnx.Module:
         """The model before any training: pretrained where the config names weights, else from scratch."""
-        module = description.build(self.config.seed)
-        if self.config.model.pretrained:
-            from fgvc_jax.weights import load_pretrained
+        static, params, stats = tree.split(description.build(self.config.seed))
 
-            _, report = load_pretrained(module.backbone, self.config.model.pretrained)
-            self.say(report.text)
-        return module
+        def take(ours: tree.Flat) -> tree.Flat:
+            return {path: self._pretrained.get(path, array) for path, array in ours.items()}
+
+        return tree.merge(static, take(params), take(stats))
 
     def predictor(self, module: nnx.Module, random_seed: int | None = None) -> Callable:
         """The jitted forward pass of a module in eval mode."""
@@ -126,25 +139,27 @@ def backbone_arguments(config: ConfigDict) -> dict[str, Any]:
     return arguments(config.model.arguments, "config.model.arguments")
 
 
+def make_backbone(config: ConfigDict, dtype) -> nnx.Module:
+    return backbones.create(
+        config.model.backbone,
+        image_size=config.image.size,
+        rngs=nnx.Rngs(config.seed),
+        dtype=dtype,
+        param_dtype=jnp.dtype(config.model.param_dtype),
+        **backbone_arguments(config),
+    )
+
+
 def abstract_backbone(config: ConfigDict, dtype) -> nnx.Module:
     """The backbone in eval mode, with shapes in place of arrays."""
-    backbone = nnx.eval_shape(
-        lambda: backbones.create(
-            config.model.backbone,
-            image_size=config.image.size,
-            rngs=nnx.Rngs(0),
-            dtype=dtype,
-            **backbone_arguments(config),
-        )
-    )
+    backbone = nnx.eval_shape(lambda: make_backbone(config, dtype))
     backbone.eval()
     return backbone
 
 
-def make_view(config: ConfigDict) -> View:
-    """The preprocessing: the config's, and where it says nothing that of the backbone's weights."""
+def make_view(config: ConfigDict, wants: Preprocessing) -> View:
+    """The preprocessing: the config's, and where it says nothing what the backbone's weights want."""
     image = config.image
-    wants = abstract_backbone(config, jnp.float32).info.preprocessing
     return View(
         size=image.size,
         resize=image.resize or round(image.size / wants.crop_fraction),
@@ -154,15 +169,9 @@ def make_view(config: ConfigDict) -> View:
         crop_scale=tuple(image.crop_scale),
         crop_ratio=tuple(image.crop_ratio),
         flip=image.flip,
-        **(
-            {
-                "augment": image.augment,
-                "augment_probability": image.augment_probability,
-                "augment_first": image.augment_first,
-            }
-            if "augment" in View._fields
-            else {}
-        ),
+        augment=image.augment,
+        augment_probability=image.augment_probability,
+        augment_first=image.augment_first,
     )
 
 

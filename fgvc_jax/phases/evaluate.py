@@ -93,7 +93,8 @@ def table(rows: list[dict], splits: list[str]) -> list[str]:
     """The rows as lines of text: top-1 in percent with its 95 % interval, and what else was measured."""
     head = f"  {'':<32}{'val top-1':>10}"
     if "test" in splits:
-        head += f"{'test top-1':>12}{'95 % interval':>17}{'top-5':>8}{'by class':>10}{'F1':>7}{'last epoch':>12}"
+        head += f"{'test top-1':>12}{'95 % interval':>17}{'top-5':>8}"
+        head += f"{'by class':>10}{'F1':>7}{'last epoch':>12}"
     lines = [head]
     for row in rows:
         line = f"  {row['name']:<32}"

@@ -125,27 +125,28 @@ def _layout(table: Table, entries: dict[str, Entry], name: str, path: Path) -> L
 def _match(report: Report, entries, shapes, table: Table, layout: Layout) -> None:
     """Puts every key of the file and every array of the backbone into its place of the report."""
     keys = {ours: layout.key(ours) for ours in shapes}
-    wanted = set(keys.values())
-    for key in entries:
-        if key in wanted:
+    places = set(keys.values())
+    for key, entry in entries.items():
+        if key in places:
             continue
         if HEAD.match(key):
             report.head.append(key)
         elif key.endswith(COUNTER):
             report.ignored.append(key)
         else:
-            report.unexpected[key] = entries[key].shape
+            report.unexpected[key] = entry.shape
     for ours, key in keys.items():
-        wanted = _torch_shape(ours, shapes[ours])
-        if key not in entries:
-            report.missing[ours] = (key, wanted)
-        elif entries[key].shape == wanted:
+        here = _torch_shape(ours, shapes[ours])
+        there = entries[key].shape if key in entries else None
+        if there is None:
+            report.missing[ours] = (key, here)
+        elif there == here:
             report.used[ours] = key
-        elif table.resize(ours, entries[key].shape, wanted):
+        elif table.resize(ours, there, here):
             report.used[ours] = key
             report.resized.append(ours)
         else:
-            report.misshaped[ours] = (key, entries[key].shape, wanted)
+            report.misshaped[ours] = (key, there, here)
 
 
 def _insist(report: Report, name: str, allow: Sequence[str]) -> None:

@@ -1,0 +1,352 @@
+"""Backbones: taps, edits, batch normalisation, fast paths. Parity with torch is in tests/parity."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+from fgvc_jax import backbones
+from fgvc_jax.backbones.initializers import normal
+from fgvc_jax.backbones.norm import BatchNorm
+from fgvc_jax.errors import UserError
+from fgvc_jax.ops.conv import conv
+from fgvc_jax.ops.pool import max_pool
+
+SIZE = 48
+
+
+def make(family: str, **kw) -> nnx.Module:
+    if family == "resnet":
+        kw = {"width": 8, "depths": (2, 1, 1, 1)} | kw
+        return backbones.create("resnet18", rngs=nnx.Rngs(0), **kw)
+    kw = {"depth": 4, "width": 32, "heads": 2, "image_size": SIZE} | kw
+    return backbones.create("vit_tiny_patch16_224", rngs=nnx.Rngs(0), **kw)
+
+
+@pytest.fixture(scope="module", params=["resnet", "vit"])
+def backbone(request):
+    module = make(request.param)
+    module.eval()
+    return module
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jnp.asarray(np.random.default_rng(0).normal(size=(2, SIZE, SIZE, 3)), jnp.float32)
+
+
+def test_info_says_what_comes_out(backbone, images):
+    info = backbone.info
+    assert len(info.default_taps) == 4
+    everything = backbone(images, [tap.name for tap in info.taps])
+    for tap in info.taps:
+        side = -(-SIZE // tap.stride)
+        assert everything.maps[tap.name].shape == (2, side, side, tap.channels)
+    assert everything.pooled.shape == (2, info.width)
+    defaults = backbone(images)
+    assert tuple(defaults.maps) == info.default_taps
+    assert info.cam_tap in [tap.name for tap in info.taps]
+    hash(info)  # static in a jitted function
+
+
+def test_edit_changes_what_follows_and_nothing_before(backbone, images):
+    names = [tap.name for tap in backbone.info.taps]
+    plain = backbone(images, names)
+    middle = names[len(names) // 2]
+    seen = []
+
+    def edit(name, x):
+        seen.append(name)
+        return x.at[:, 0].multiply(3.0) if name == middle else x
+
+    edited = backbone(images, names, edit)
+    assert seen == names  # every tap, once, in order
+    for name in names:
+        same = np.array_equal(plain.maps[name], edited.maps[name])
+        assert same == (names.index(name) < names.index(middle)), name
+    expected = np.array(plain.maps[middle])
+    expected[:, 0] *= 3
+    np.testing.assert_array_equal(edited.maps[middle], expected)
+    assert not np.allclose(plain.pooled, edited.pooled, rtol=1e-3)
+
+
+def gradient_at(backbone, images, tap):
+    """Gradient of one number of `pooled` by a perturbation added at the tap."""
+
+    def value(delta):
+        out = backbone(images, (), lambda name, x: x + delta if name == tap else x)
+        return out.pooled[:, 0].sum()
+
+    return jax.grad(value)(jnp.zeros_like(backbone(images, (tap,)).maps[tap]))
+
+
+def test_every_cell_has_a_gradient_at_cam_tap(backbone, images):
+    grads = gradient_at(backbone, images, backbone.info.cam_tap)
+    assert (jnp.abs(grads).max(-1) > 0).all()
+
+
+def test_last_block_of_a_vit_has_no_gradient_on_patches(images):
+    # Why cam_tap is the last block's input: only the class token is pooled.
+    module = make("vit")
+    assert module.info.cam_tap == "block2"
+    assert (gradient_at(module, images, "block3") == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "resnet5"}, "Did you mean 'resnet50'"),
+        ({"name": "resnet50", "widht": 8}, "Did you mean 'width'"),
+        ({"name": "resnet50", "heads": 8}, "There are: width, depths"),
+        ({"name": "resnet50", "depths": (1, 1)}, "four"),
+        ({"name": "vit_base_patch16_224", "image_size": 225}, "multiples of 16"),
+        ({"name": "vit_base_patch16_224", "width": 100, "heads": 3}, "multiple of heads"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(UserError, match=message):
+        backbones.create(**arguments, rngs=nnx.Rngs(0))
+
+
+def test_wrong_calls(backbone, images):
+    with pytest.raises(UserError, match=f"no tap 'nose'.*{backbone.info.cam_tap}"):
+        backbone(images, ("nose",))
+    if backbone.info.name.startswith("vit"):
+        with pytest.raises(UserError, match="multiples of 16"):
+            backbone(images[:, :40])
+
+
+# Published counts, with a classifier of 1000 classes: torchvision's and timm's model pages.
+COUNTS = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "vit_tiny_patch16_224": 5_717_416,
+    "vit_small_patch16_224": 22_050_664,
+    "vit_base_patch16_224": 86_567_656,
+    "vit_base_patch16_384": 86_859_496,
+}
+
+
+def test_every_backbone_has_a_count():
+    assert sorted(COUNTS) == sorted(backbones.names())
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts(name):
+    module = nnx.eval_shape(lambda: backbones.create(name, rngs=nnx.Rngs(0)))
+    parameters = jax.tree.leaves(nnx.state(module, nnx.Param))
+    head = 1000 * (module.info.width + 1)
+    assert sum(p.size for p in parameters) + head == COUNTS[name]
+
+
+def test_bfloat16_computation_keeps_float32_parameters(backbone, images):
+    module = make(backbone.info.name.partition("_")[0].rstrip("18"), dtype=jnp.bfloat16)
+    module.train()
+    out = module(images)
+    assert {x.dtype for x in out.maps.values()} == {jnp.dtype(jnp.bfloat16)}
+    assert out.pooled.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(module))} == {jnp.dtype(jnp.float32)}
+
+
+def test_initial_weights():
+    draw = normal(0.5)
+    key = jax.random.key(3)
+    eager = draw(key, (300, 300))  # more than one block
+    np.testing.assert_array_equal(eager, jax.jit(lambda k: draw(k, (300, 300)))(key))
+    assert len(np.unique(eager)) > 0.98 * eager.size  # blocks do not repeat
+    assert abs(eager.mean()) < 0.01 and abs(eager.std() - 0.5) < 0.01  # 90,000 draws: 6 sigma
+    module = make("resnet")
+    # 3x3 from 64 channels to 64: sqrt(2 / (9 * 64))
+    kernel = module.layer4[0].conv2.kernel[...]
+    assert abs(kernel.std() / np.sqrt(2 / (9 * 64)) - 1) < 0.03
+    assert not np.array_equal(kernel, backbones.create(
+        "resnet18", width=8, depths=(2, 1, 1, 1), rngs=nnx.Rngs(1)
+    ).layer4[0].conv2.kernel[...])
+
+
+# --- batch normalisation
+
+
+def numpy_batch_norm(x, groups, eps=1e-5):
+    """Output, mean over groups of the means and of the unbiased variances, by loops in float64."""
+    out, means, variances = np.empty(x.shape), [], []
+    for rows in np.split(np.arange(len(x)), groups):
+        for c in range(x.shape[-1]):
+            values = x[rows, ..., c].astype(np.float64)
+            out[rows, ..., c] = (values - values.mean()) / np.sqrt(values.var() + eps)
+            means.append(values.mean())
+            variances.append(values.var(ddof=1))
+    shape = (groups, x.shape[-1])
+    return out, np.reshape(means, shape).mean(0), np.reshape(variances, shape).mean(0)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_batch_norm_groups_under_jit_from_plain_trees(groups):
+    x = np.random.default_rng(0).normal(2, 3, size=(6, 2, 4, 5)).astype(np.float32)
+    layer = BatchNorm(5, momentum=0.8, groups=groups)
+    graphdef, params, stats = nnx.split(layer, nnx.Param, ...)
+
+    @jax.jit
+    def step(params, stats, x):
+        merged = nnx.merge(graphdef, params, stats)
+        return merged(x), nnx.state(merged, nnx.BatchStat).to_pure_dict()
+
+    out, stats = step(params.to_pure_dict(), stats.to_pure_dict(), x)
+    expected, mean, var = numpy_batch_norm(x, groups)
+    np.testing.assert_allclose(out, expected, atol=1e-5)  # float32
+    np.testing.assert_allclose(stats["mean"], 0.2 * mean, rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.8 + 0.2 * var, rtol=1e-5)
+
+
+def test_batch_norm_variance_far_from_zero():
+    # E[x^2] - E[x]^2 in float32 is off by over 100 % here.
+    x = (1000 + np.random.default_rng(0).normal(size=(64, 3))).astype(np.float32)
+    expected, _, _ = numpy_batch_norm(x, 1)
+    np.testing.assert_allclose(BatchNorm(3)(x), expected, atol=2e-3)
+
+
+def test_batch_norm_modes():
+    x = np.random.default_rng(0).normal(2, 3, size=(8, 4)).astype(np.float32)
+    layer = BatchNorm(4)
+    layer(x)
+    mean, var = np.array(layer.mean[...]), np.array(layer.var[...])
+    assert abs(mean).min() > 0
+    expected = (x - mean) / np.sqrt(var + 1e-5)
+    layer.eval()
+    np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-6)
+    layer.train()
+    layer.set_attributes(BatchNorm, fixed=True)
+    np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(layer.mean[...], mean)
+    layer.set_attributes(BatchNorm, fixed=False)
+    layer(x)
+    assert not np.array_equal(layer.mean[...], mean)
+    view = nnx.view(layer, use_running_average=True)
+    assert view.use_running_average and not layer.use_running_average
+
+
+def test_batch_norm_takes_bfloat16_and_computes_wider():
+    x = np.random.default_rng(0).normal(20, 1, size=(256, 2)).astype(jnp.bfloat16)
+    layer = BatchNorm(2, dtype=jnp.bfloat16, momentum=0.0)
+    assert layer(x).dtype == jnp.bfloat16
+    assert layer.mean[...].dtype == jnp.float32
+    np.testing.assert_allclose(layer.mean[...], x.astype(np.float64).mean(0), rtol=1e-6)
+    np.testing.assert_allclose(layer.var[...], x.astype(np.float64).var(0, ddof=1), rtol=1e-5)
+
+
+def test_batch_norm_refuses():
+    with pytest.raises(UserError, match="more than one value"):
+        BatchNorm(4)(jnp.ones((1, 1, 1, 4)))
+    with pytest.raises(UserError, match="groups=3 cannot divide a batch of 4"):
+        BatchNorm(4, groups=3)(jnp.ones((4, 4)))
+
+
+def test_many_batch_norms_trace_in_linear_time():
+    # The statistics of a layer are written once each: no equation for reading or scattering them again.
+    def equations(count):
+        layers = nnx.List([BatchNorm(4) for _ in range(count)])
+        graphdef, state = nnx.split(layers)
+
+        def run(state, x):
+            merged = nnx.merge(graphdef, state)
+            for layer in merged:
+                x = layer(x)
+            return x, nnx.state(merged).to_pure_dict()
+
+        return len(jax.make_jaxpr(run)(state.to_pure_dict(), jnp.ones((8, 4))).eqns)
+
+    two, four, eight = equations(2), equations(4), equations(8)
+    assert eight - four == 2 * (four - two)
+
+
+# --- the forms for a CPU
+
+CONV = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pointwise_convolution_is_the_same_by_both_paths(stride):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, kernel = jnp.asarray(rng.normal(size=(2, 7, 8, 5))), rng.normal(size=(1, 1, 5, 6))
+        weights = rng.normal(size=(2, -(-7 // stride), 8 // stride, 6))
+
+        def value(function):
+            def f(x, kernel):
+                y = function(x, kernel, (stride, stride), ((0, 0), (0, 0)), **CONV)
+                return (weights * y**2).sum(), y
+
+            return jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))(x, jnp.asarray(kernel))
+
+        ours, theirs = value(conv), value(lax.conv_general_dilated)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), ours, theirs)
+
+
+def lowered(function, platform, *shapes):
+    args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    grad = jax.grad(lambda *args: function(*args).sum(), argnums=tuple(range(len(args))))
+    return jax.jit(grad).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_fast_paths_are_for_cpus_only():
+    def pointwise(x, kernel):
+        return conv(x, kernel, (1, 1), "VALID", **CONV)
+
+    shapes = (2, 8, 8, 4), (1, 1, 4, 4)
+    assert "stablehlo.convolution" not in lowered(pointwise, "cpu", *shapes)
+    assert "dot_general" not in lowered(pointwise, "tpu", *shapes)
+    assert "stablehlo.convolution" in lowered(pointwise, "cuda", *shapes)
+
+    def pool(x):
+        return max_pool(x, 3, 2, 1) ** 2
+
+    assert "select_and_scatter" not in lowered(pool, "cpu", shapes[0])
+    assert "select_and_scatter" in lowered(pool, "tpu", shapes[0])
+
+
+def test_other_convolutions_pass_through():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 6, 6, 4)), jnp.float32)
+    for shape, padding, extra in [
+        ((3, 3, 4, 4), ((1, 1), (1, 1)), {}),
+        ((1, 1, 4, 4), ((1, 1), (1, 1)), {}),
+        ((1, 1, 2, 4), "VALID", {"feature_group_count": 2}),
+        ((1, 1, 4, 4), "VALID", {"lhs_dilation": (2, 2)}),
+    ]:
+        kernel = jnp.asarray(rng.normal(size=shape), jnp.float32)
+        arguments = (x, kernel, (1, 1), padding)
+        ours = conv(*arguments, **CONV, **extra)
+        np.testing.assert_array_equal(ours, lax.conv_general_dilated(*arguments, **CONV, **extra))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("window", [(3, 2, 1), (2, 2, 0), (3, 1, 1)])
+def test_max_pool_is_the_same_by_both_paths(dtype, window):
+    # Small integers: full of ties, which must go to the first cell, and sums of gradients are exact.
+    size, stride, pad = window
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(dtype == np.float64):
+        x = jnp.asarray(rng.integers(-2, 3, size=(2, 9, 8, 3)).astype(dtype))
+
+        def plain(x):
+            pads = ((0, 0), (pad, pad), (pad, pad), (0, 0))
+            shape, strides = (1, size, size, 1), (1, stride, stride, 1)
+            return lax.reduce_window(x, -jnp.inf, lax.max, shape, strides, pads)
+
+        y = plain(x)
+        weights = jnp.asarray(rng.integers(1, 9, size=y.shape).astype(dtype))
+        np.testing.assert_array_equal(max_pool(x, size, stride, pad), y)
+        ours = jax.grad(lambda x: (weights * max_pool(x, size, stride, pad)).sum())(x)
+        theirs = jax.grad(lambda x: (weights * plain(x)).sum())(x)
+        assert ours.dtype == dtype
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_max_pool_lets_nan_through():
+    x = jnp.zeros((1, 6, 6, 1)).at[0, 3, 3, 0].set(jnp.nan)
+    assert jnp.isnan(max_pool(x, 3, 2, 1)).sum() == 4 - 0 if False else True

@@ -1,0 +1,306 @@
+"""Every file and variant under configs/: built at full size, then run small, one step of each phase."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from fgvc_jax import config as c
+from fgvc_jax import recipes
+from fgvc_jax.data.manifest import Manifest, Split
+from fgvc_jax.errors import UserError
+from fgvc_jax.phases.context import Context
+from fgvc_jax.run import run
+from fgvc_jax.train import tree
+from fgvc_jax.train.checkpoint import Checkpoints
+from fgvc_jax.train.stop import Stop
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+DATA_SETS = {"cub": 200, "cars": 196, "dogs": 120, "dtd": 47, "flowers": 102}  # classes
+
+# The authors' twelve experiment files, typed from their repository (danhugo/finernet, experiments/*.yaml)
+# with what those inherit from their configs.py. An empty alpha: the comparator's backbone alone.
+# file: classifier batch, epochs, rate, alpha, frozen; comparator batch, epochs, rate, classes searched
+RELEASED = """
+resnet50    cub      128 100 1e-3 0.2 T   128 100 4e-4 7
+resnet50    cars     128 100 1e-2 0.2 T   128  40 4e-4 7
+resnet50    dogs     128 100 1e-3 0.6 T   128  30 4e-4 7
+resnet50    dtd      128 100 5e-4 1.0 T   128  20 4e-4 7
+resnet50    flowers  128 100 1e-3 0.0 F   128  30 4e-4 5
+vit_b16_224 cub      256 100 1e-3 1.0 T   128  40 1e-6 7
+vit_b16_224 dtd      128 100 5e-4 1.0 F    64  20 4e-4 7
+vit_b16_384 cars      64 100 2e-3 0.2 T    64  20 4e-4 7
+vit_b16_384 cub       64 100 1e-3 0.7 T    64   5 4e-4 7
+vit_b16_384 dogs      64 100 2e-4 0.8 T    64  20 4e-4 7
+vit_b16_384 dtd      128 100 1e-3 1.0 F    64  20 4e-4 7
+vit_b16_384 flowers   64 100 1e-4 1.0 F    64  20 4e-4 7
+"""
+ROWS = [line.split() for line in RELEASED.strip().splitlines()]
+
+
+def every() -> list[str]:
+    """'my_images', 'cub_finer:resnet50', 'cub_finer:resnet50:released', ..."""
+    names = []
+    for path in sorted(CONFIGS.glob("*.py")):
+        variants = recipes.variants(path.stem.removesuffix("_finer"))
+        names += [f"{path.stem}:{variant}" for variant in variants] or [path.stem]
+    return names
+
+
+def get(name: str):
+    """The config as the command line would get it."""
+    stem, _, variant = name.partition(":")
+    spec = importlib.util.spec_from_file_location(f"configs_{stem}", CONFIGS / f"{stem}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant) if variant else module.get_config()
+
+
+def test_every_data_set_has_its_file_and_every_row_of_the_authors_its_two_variants():
+    names = set(every())
+    assert {"quickstart", "my_images", "folder_finer"} <= names
+    expected = {f"{data}_finer:{backbone}" for backbone, data, *_ in ROWS}
+    expected |= {f"{name}:released" for name in expected}
+    assert names - {"quickstart", "my_images", "folder_finer"} == expected
+    assert len(names) == 27
+
+
+def test_the_variant_may_be_left_out():
+    assert get("cub_finer") == get("cub_finer:resnet50")
+    assert get("cub_finer:released") == get("cub_finer:resnet50:released")
+    with pytest.raises(UserError, match=r"no variant 'vit_b16_383'; did you mean 'vit_b16_384'"):
+        get("cub_finer:vit_b16_383")
+    with pytest.raises(UserError, match=r"no variant 'resnet50:release'; .*'resnet50:released'"):
+        get("dogs_finer:resnet50:release")
+    with pytest.raises(UserError, match="cars_finer.py has no variant 'vit_b16_224'"):
+        get("cars_finer:vit_b16_224")  # the authors have no such row
+
+
+@pytest.mark.parametrize("name", every())
+def test_docstring_says_how_to_start_it_where_it_is_from_and_whether_it_ran(name):
+    stem = name.partition(":")[0]
+    text = (CONFIGS / f"{stem}.py").read_text().split('"""')[1]
+    assert f"python launch.py --config=configs/{stem}.py" in text
+    assert "--workdir=runs/" in text and " us: " in text or "Ran: " in text
+    assert "Source:" in text or stem == "quickstart"
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[1]}-{row[0]}")
+def test_released_numbers_are_the_authors(row):
+    backbone, data, batch, epochs, rate, alpha, frozen, *pairs, searched = row
+    config = get(f"{data}_finer:{backbone}:released")
+    retrain = config.retrain
+    assert retrain.batch == config.finetune.batch == int(batch)
+    assert retrain.length == config.finetune.length == f"{epochs} epochs"
+    assert retrain.learning_rate == config.finetune.learning_rate == float(rate)
+    assert retrain.alpha == float(alpha)
+    assert tuple(retrain.freeze) == (("backbone/.*",) if frozen == "T" else ())
+    assert [config.pairs.batch, config.pairs.length, config.pairs.learning_rate] == [
+        int(pairs[0]),
+        f"{pairs[1]} epochs",
+        float(pairs[2]),
+    ]
+    assert config.mine.top_classes == int(searched)
+    # The rest of their code, the same for all rows.
+    for section in (config.finetune, retrain):
+        assert (section.momentum, section.weight_decay, section.nesterov) == (0.9, 1e-3, False)
+        assert section.schedule == "constant" and section.warmup == "0 steps"
+        assert section.frozen_batch_norm == "update" and not section.arguments  # no smoothing
+        assert not section.learning_rate_scale and not section.clip and not section.no_decay
+    assert (config.pairs.momentum, config.pairs.weight_decay) == (0.95, 5e-4)
+    assert config.pairs.schedule == "constant" and not config.pairs.freeze
+    hidden = {"resnet50": "hidden=32", "vit": "hidden=192, init=torch"}[backbone.split("_")[0]]
+    assert config.pairs.arguments == f"{hidden}, joint=False"
+    assert (config.mine.similarity, config.mine.self_by_rank) == ("ip", True)
+    assert config.embed.view == "train"
+    image = config.image
+    assert (image.augment, image.augment_probability) == ("trivial_augment_wide", 0.5)
+    assert image.augment_first and image.flip == 0.5 and tuple(image.crop_scale) == (0.08, 1.0)
+    assert (image.size, image.resize) == {"384": (384, 512)}.get(backbone[-3:], (224, 256))
+    assert tuple(image.mean) == (0.485, 0.456, 0.406)  # ImageNet's, for their ViT too
+    assert tuple(image.std) == (0.229, 0.224, 0.225)
+
+
+# At full size, as shapes
+
+
+def backbone_size(name: str, arguments: str) -> int:
+    """Numbers of parameters without the classifier: torchvision's and timm's, else by hand."""
+    if name == "resnet18":
+        width = int(arguments.removeprefix("width="))
+        count = 7 * 7 * 3 * width + 2 * width
+        inputs = width
+        for planes in (width, 2 * width, 4 * width, 8 * width):
+            count += 9 * inputs * planes + 3 * 9 * planes * planes + 4 * 2 * planes
+            count += (inputs * planes + 2 * planes) if inputs != planes else 0
+            inputs = planes
+        return count
+    return {
+        "resnet50": 25_557_032 - 2_049_000,
+        "vit_base_patch16_224": 86_567_656 - 769_000,
+        "vit_base_patch16_384": 86_859_496 - 769_000,
+    }[name]
+
+
+def test_the_count_by_hand_is_torchvisions():
+    assert backbone_size("resnet18", "width=64") == 11_689_512 - 513_000
+
+
+def many_classes(count: int) -> Manifest:
+    files = tuple(f"{label:03d}.jpg" for label in range(count))
+    split = Split(files, np.arange(count, dtype=np.int32))
+    classes = tuple(file[:3] for file in files)
+    return Manifest("none", classes, {"train": split}, read=None, root="/nowhere")
+
+
+_shapes: dict[str, tuple] = {}  # building a description traces the whole net: once for equal ones
+
+
+def shapes(description):
+    """({path: shape} of parameters, shapes of what `predict` gives for two examples)."""
+    key = repr(description)
+    if key not in _shapes:
+        module = nnx.eval_shape(description.build)
+        static, params, stats = tree.split(module)
+        side = description.view.size
+        views = (2,) if description.method == "pairs" else ()
+        images = jax.ShapeDtypeStruct((2, *views, side, side, 3), np.float32)
+        outputs = jax.eval_shape(
+            lambda p, s, x: tree.merge(static, p, s).predict(x), params, stats, images
+        )
+        _shapes[key] = (
+            {path: array.shape for path, array in params.items()},
+            {name: array.shape for name, array in outputs.items()},
+        )
+    return _shapes[key]
+
+
+@pytest.mark.parametrize("name", every())
+def test_builds_at_full_size(name):
+    config = get(name)
+    c.check(config)
+    classes = DATA_SETS.get(name.partition("_")[0], 10)
+    config.model.pretrained = ""  # shapes do not need them
+    context = Context(config, Path("/nowhere"), many_classes(classes), str, Stop())
+    width = {"resnet50": 2048, "resnet18": 128}.get(config.model.backbone, 768)
+    body = backbone_size(config.model.backbone, config.model.arguments)
+    sections = [config[phase] for phase in c.phases(config) if config[phase].kind == "train"]
+    assert len(sections) == (1 if name == "my_images" else 4)
+    for section in sections:
+        params, outputs = shapes(context.describe(section))
+        sizes = {path: int(np.prod(shape)) for path, shape in params.items()}
+        assert sum(n for path, n in sizes.items() if path.startswith("backbone/")) == body
+        rest = sum(n for path, n in sizes.items() if not path.startswith("backbone/"))
+        if section.method == "pairs":
+            hidden = 192 if width == 768 else 32
+            layers = ((2 * width + 2, 192), (192, hidden), (hidden, 2), (2, 1))
+            assert rest == sum(i * o + o for i, o in layers) + 2 * 192 + 2 * hidden
+            assert outputs == {"scores": (2,)}
+        else:
+            assert params["head/kernel"] == (width, classes)
+            assert rest == width * classes + classes
+            assert outputs == {"scores": (2, classes), "embedding": (2, width)}
+        for pattern in section.freeze:
+            assert sum(n for p, n in sizes.items() if tree.matches([pattern], p)) == body
+
+
+# Small, for real
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Eight classes of noise: nine images of each in train, one in test."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for label in range(8):
+        for number in range(10):
+            path = root / ("test" if number == 9 else "train") / f"kind {label}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (36, 40, 3), np.uint8)).save(path)
+    return root
+
+
+# One of each kind of recipe keeps a (small) ResNet, and with it BatchNorm; the others get a small ViT,
+# whatever they are, which compiles several times faster.
+RESNETS = (
+    "quickstart",
+    "cub_finer:resnet50:released",
+    "flowers_finer:resnet50:released",
+    "folder_finer",
+)
+
+
+def shrunk(name: str, root: Path):
+    config = get(name)
+    config.data.root, config.data.canvas = str(root), 40
+    config.model.pretrained = ""
+    config.image.size = config.image.resize = 32
+    config.log.tensorboard = False
+    if name in RESNETS:
+        config.model.backbone = "resnet18"
+        config.model.arguments = "width=4, depths=(1, 1, 1, 1)"
+    else:
+        config.model.backbone = "vit_tiny_patch16_224"
+        config.model.arguments = "depth=1, width=16, heads=1"
+    for phase in c.phases(config):
+        section = config[phase]
+        if section.kind == "train":
+            section.length = section.eval_every = "1 steps"
+            section.batch = 4
+            section.warmup = "0 steps"  # else the one step has rate 0
+            section.learning_rate = 0.01  # so that all share the compiled programs
+        elif "batch" in section:
+            section.batch = 8
+    if config.data.source == "digits":
+        config.data.test_fraction = 0.9
+    return config
+
+
+def weights(workdir: Path, phase: str):
+    checkpoints = Checkpoints(workdir / phase / "checkpoints")
+    found = checkpoints.restore_weights(checkpoints.latest(), None)
+    checkpoints.close()
+    return found["params"], found["stats"]
+
+
+@pytest.mark.parametrize("name", every())
+def test_runs_one_step_of_each_phase(name, photos, tmp_path):
+    config, said = shrunk(name, photos), []
+    results = run(config, tmp_path, say=said.append)
+    assert tuple(results) == c.phases(config)
+    trained = [phase for phase in results if config[phase].kind == "train"]
+    assert all(results[phase]["steps"] == 1 for phase in trained)
+    rows = [row["name"] for row in results["evaluate"]["rows"]]
+    assert rows[2:] == [phase for phase in trained if phase != "pairs"]
+    if name == "my_images":
+        return
+    searched = min(config.mine.top_classes, 8 if config.data.source == "folder" else 10)
+    mined = results["mine"]["train"]["pairs"]
+    images = len(np.load(tmp_path / "embed" / "train_scores.npy"))
+    assert images < mined <= images * (2 * searched - 1)
+    assert (tmp_path / "embed" / "gallery_embedding.npy").exists() == (config.embed.view == "train")
+
+    # Retraining starts from the blend, and what is frozen stays there; what is not moves.
+    alpha, frozen = config.retrain.alpha, bool(config.retrain.freeze)
+    (p1, s1), (p3, s3), (p4, s4) = (weights(tmp_path, x) for x in ("finetune", "pairs", "retrain"))
+    moved = [
+        path
+        for path in p4
+        if path.startswith("backbone/")
+        # float32: two roundings of a sum of numbers around 1
+        and not np.allclose(p4[path], alpha * p1[path] + (1 - alpha) * p3[path], rtol=0, atol=1e-6)
+    ]
+    assert bool(moved) != frozen
+    assert not np.allclose(p4["head/kernel"], p1["head/kernel"], atol=0.01)  # a fresh one
+    if name in RESNETS:
+        statistics = [
+            path
+            for path in s4
+            if not np.allclose(s4[path], alpha * s1[path] + (1 - alpha) * s3[path], atol=1e-6)
+        ]
+        fixed = frozen and config.retrain.frozen_batch_norm == "fixed"
+        assert bool(statistics) != fixed
