@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from fgvc_jax.config import as_json, did_you_mean
@@ -41,6 +41,12 @@ def train() -> int:
     flags.DEFINE_bool(
         "dry_run", False, "Two steps of every phase on 64 images.", flag_values=values
     )
+    flags.DEFINE_string(
+        "reuse",
+        "",
+        "A workdir to take phases from that would come out the same.",
+        flag_values=values,
+    )
     flags.DEFINE_bool("print_config", False, "Print the config and stop.", flag_values=values)
     flags.DEFINE_bool(
         "distributed",
@@ -72,7 +78,8 @@ def train() -> int:
             _start_distributed()
         from fgvc_jax.run import run
 
-        run(config, values.workdir, dry_run=values.dry_run)
+        logging.set_verbosity(logging.ERROR)  # the libraries' own remarks
+        run(config, values.workdir, dry_run=values.dry_run, reuse=values.reuse)
 
     return _exit_status(body)
 

@@ -17,13 +17,17 @@ from fgvc_jax import lengths
 from fgvc_jax.errors import UserError
 
 # Where a run is watched or placed, not what it computes: these may differ when a run goes on.
-PLACEMENT = ("phases", "log", "devices", "data.cache", "data.feed", "data.resident_gb")
+PLACEMENT = ("phases", "seeds", "log", "devices", "data.cache", "data.feed", "data.resident_gb")
 
 
 def base() -> ConfigDict:
     """The keys that every run has."""
     config = ConfigDict()
     config.seed = 0  # initial weights, order of the examples, augmentation
+    config.seeds = 1  # how many runs, with seed, seed + 1, ...; the split stays the same
+    # 'val': validation picks the checkpoints. 'refit': then the lengths that it picked are trained again on
+    # train + val, and the last epoch is scored.
+    config.protocol = "val"
     config.phases = ()  # in order; on the command line: --config.phases=finetune,evaluate
 
     config.data = ConfigDict()
@@ -53,6 +57,11 @@ def base() -> ConfigDict:
     config.image.augment = "none"  # 'none', 'trivial_augment_wide', 'auto_augment'
     config.image.augment_probability = 1.0
     config.image.augment_first = False  # before the crop, as torchvision's usual order; slower
+    config.image.jitter = (0.0, 0.0, 0.0, 0.0)  # strength of brightness, contrast, saturation, hue
+    config.image.blur = 0.0  # probability of a Gaussian blur
+    config.image.blur_sigma = (0.1, 5.0)  # pixels, at least and at most
+    config.image.sharpen = 0.0  # probability of sharpening
+    config.image.sharpness = 1.5  # its factor; 1 changes nothing
 
     config.model = ConfigDict()
     config.model.backbone = "resnet50"
@@ -99,11 +108,28 @@ def training(**overrides) -> ConfigDict:
     section.frozen_batch_norm = (
         "fixed"  # BatchNorm whose parameters are frozen: 'fixed' or 'update'
     )
-    section.schedule = "cosine"  # 'constant', 'cosine', 'step'
+    section.schedule = "cosine"  # 'constant', 'cosine', 'step', 'plateau'
     section.schedule_steps = ("60 %", "80 %")  # where 'step' multiplies by schedule_factor
     section.schedule_factor = 0.1
+    section.schedule_patience = 5  # evaluations without a better one before 'plateau' multiplies
     section.warmup = "0 steps"  # linear, from 0
     section.clip = 0.0  # global norm of the gradient; 0 = off
+    section.accumulate = 1  # parts of the batch, one after the other, in the memory of one
+    section.sam_rho = 0.0  # sharpness-aware minimisation: radius, usually 0.05 to 0.1; 0 = off
+    section.sam_adaptive = False  # ASAM, whose radius is ten times larger
+    section.sam_eta = 0.01  # of ASAM
+    section.sam_weights_only = True  # ASAM scales kernels only (its authors), or everything
+    section.sam_groups = 1  # m-sharpness: parts of the batch with a perturbation each
+    section.decay_in_loss = (
+        False  # weight decay as 0.5 wd |w|^2 in the loss, so in both of SAM's passes
+    )
+    section.ema = (
+        0.0  # decay of the weights' moving average, which is then validated and kept; 0 = off
+    )
+    section.patience = 0  # stop after so many evaluations without a better one; 0 = never
+    section.keep_every = (
+        ""  # checkpoints to keep besides the best and the latest, such as '10 epochs'
+    )
     return _override(section, overrides, "training()")
 
 
@@ -140,6 +166,11 @@ def evaluation(**overrides) -> ConfigDict:
     section.models = ()  # training phases; () = every classifier that comes before
     section.batch = 64
     section.neighbours = 5  # of the kNN row
+    # Two classifiers for the paired test and its verdict, if both ran: the pipeline's and its control's.
+    section.compare = ("retrain", "control")
+    # The first of them re-ranked by this phase's comparator, if it ran, among so many classes; '' = no.
+    section.rerank = "pairs"
+    section.rerank_classes = 5
     return _override(section, overrides, "evaluation()")
 
 
@@ -247,6 +278,8 @@ def check(config: ConfigDict) -> None:
             _at_least(section.batch, 1, f"config.{name}.batch")
     choose(config.model.backbone, backbones.names(), "config.model.backbone")
     choose(config.model.dtype, ("auto", "float32", "bfloat16", "float64"), "config.model.dtype")
+    choose(config.protocol, ("val", "refit"), "config.protocol")
+    _at_least(config.seeds, 1, "config.seeds")
     choose(config.data.source, ("folder", "digits"), "config.data.source")
     choose(config.data.feed, ("auto", "resident", "streamed"), "config.data.feed")
     augments = ("none", "trivial_augment_wide", "auto_augment")
@@ -261,7 +294,17 @@ def check(config: ConfigDict) -> None:
 def _check_training(section: ConfigDict, name: str, config: ConfigDict, methods) -> None:
     choose(section.method, methods.names(), f"config.{name}.method")
     choose(section.optimizer, ("sgd", "adamw"), f"config.{name}.optimizer")
-    choose(section.schedule, ("constant", "cosine", "step"), f"config.{name}.schedule")
+    schedules = ("constant", "cosine", "step", "plateau")
+    choose(section.schedule, schedules, f"config.{name}.schedule")
+    _at_least(section.accumulate, 1, f"config.{name}.accumulate")
+    _at_least(section.sam_groups, 1, f"config.{name}.sam_groups")
+    if section.batch % (section.accumulate * section.sam_groups):
+        raise UserError(
+            f"config.{name}.batch = {section.batch} is not divisible by accumulate x sam_groups = "
+            f"{section.accumulate} x {section.sam_groups}."
+        )
+    if not 0 <= section.ema < 1:
+        raise UserError(f"config.{name}.ema = {section.ema}; a decay lies in 0 (off) to below 1.")
     choose(section.init_from, ("best", "last"), f"config.{name}.init_from")
     choose(section.head, ("keep", "fresh"), f"config.{name}.head")
     choose(section.frozen_batch_norm, ("fixed", "update"), f"config.{name}.frozen_batch_norm")
@@ -273,7 +316,7 @@ def _check_training(section: ConfigDict, name: str, config: ConfigDict, methods)
         raise UserError(
             f"config.{name}.alpha = {section.alpha}; the weight of the first phase is 0 to 1."
         )
-    for key in ("learning_rate", "weight_decay", "clip"):
+    for key in ("learning_rate", "weight_decay", "clip", "sam_rho", "sam_eta", "patience"):
         _at_least(section[key], 0, f"config.{name}.{key}")
     if section.pairs and config[section.pairs].kind != "mine":
         raise UserError(f"config.{name}.pairs = {section.pairs!r} is not a mining phase.")
@@ -303,14 +346,27 @@ def as_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list)
 
 
-def phase_hash(config: ConfigDict, name: str, hashes: dict[str, str]) -> str:
-    """A hash of what a phase computes from: its section, what all phases share, and its inputs' hashes."""
+def phase_hash(
+    config: ConfigDict,
+    name: str,
+    hashes: dict[str, str],
+    data: str = "",
+    without: tuple[str, ...] = (),
+) -> str:
+    """A hash of what a phase computes from: its section, what all phases share, and its inputs' hashes.
+
+    Args:
+      hashes: of the phases before it.
+      data: digest of the manifest.
+      without: keys of its section to leave out.
+    """
     section = config[name]
     read = inputs(section)
-    if section.kind == "evaluate" and not read:
+    if section.kind == "evaluate":
         read = tuple(p for p in hashes if config[p].kind == "train")
     content = {
-        "section": flat(section),
+        "section": {key: value for key, value in flat(section).items() if key not in without},
+        "images": data,
         "shared": {
             key: value
             for key, value in flat(config).items()

@@ -141,5 +141,7 @@ def load(run: str | os.PathLike, phase: str = "", which: str = "best") -> Classi
             validation = json.loads(done.read_text())["validation"]
             found[done.parent] = validation["best"].get(METRIC, 0.0)
     if not found:
-        raise UserError(f"no finished classifier in {run}: is it the --workdir of a run?")
+        parts = sorted(p.parent.parent for p in run.glob("*/*/DONE.json"))
+        inside = f" There are some in {parts[0]}." if parts else ""
+        raise UserError(f"no finished classifier in {run}: is it the --workdir of a run?{inside}")
     return Classifier(max(reversed(found), key=found.get), which)

@@ -1,5 +1,6 @@
 """What a run will cost, before the first step; and the same run made tiny."""
 
+import dataclasses
 import time
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from fgvc_jax import config as configs
 from fgvc_jax.data.feed import BATCH
 from fgvc_jax.data.manifest import Manifest, Split
+from fgvc_jax.errors import UserError
 from fgvc_jax.metrics.progress import duration
 from fgvc_jax.phases.context import Context, abstract_backbone
 from fgvc_jax.phases.train import cost_of
@@ -129,4 +131,26 @@ def few_images(manifest: Manifest, limit: int = 64) -> Manifest:
         by_class = [order[split.labels[order] == label][:8] for label in np.unique(split.labels)]
         chosen = np.sort(np.concatenate(by_class)[:limit])
         splits[name] = Split(tuple(split.files[i] for i in chosen), split.labels[chosen])
-    return Manifest(manifest.name, manifest.classes, splits, manifest.read, manifest.root)
+    return dataclasses.replace(manifest, splits=splits)
+
+
+def train_and_val(manifest: Manifest) -> Manifest:
+    """The manifest with validation joined to train."""
+    train, val = manifest.splits["train"], manifest.splits.get("val")
+    if val is None:
+        raise UserError("protocol 'refit' needs a validation split to pick the lengths on.")
+    joined = Split(train.files + val.files, np.concatenate([train.labels, val.labels]))
+    rest = {name: split for name, split in manifest.splits.items() if name not in ("train", "val")}
+    return dataclasses.replace(manifest, splits={"train": joined, **rest})
+
+
+def refit(config: ConfigDict, results: dict[str, dict], manifest: Manifest) -> ConfigDict:
+    """The config with each training phase as long, in epochs, as its best checkpoint by validation."""
+    config = config.copy_and_resolve_references()
+    train, val = (len(manifest.splits[split].labels) for split in ("train", "val"))
+    for name in configs.phases(config):
+        if config[name].kind == "train":
+            best = results[name]["validation"]["best"]["step"]
+            config[name].length = f"{max(1, round(best * (train + val) / train))} steps"
+            config[name].patience = 0
+    return config

@@ -1,9 +1,7 @@
 """Runs the phases of a config in order: finished ones are skipped, an unfinished one goes on."""
 
 import datetime
-import fcntl
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -12,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from fgvc_jax import config as configs
-from fgvc_jax import plan
+from fgvc_jax import plan, summary, workdir
 from fgvc_jax.data import manifest as manifests
 from fgvc_jax.data.load import load
 from fgvc_jax.errors import UserError
@@ -32,54 +31,80 @@ PACKAGES = ("fgvc_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "fa
 
 def run(
     config: ConfigDict,
-    workdir: str | os.PathLike,
+    folder: str | os.PathLike,
     *,
     dry_run: bool = False,
+    reuse: str | os.PathLike = "",
     say: Callable[[str], None] = print,
-) -> dict[str, dict]:
+) -> dict[str, dict[str, dict]]:
     """Runs every phase of `config.phases` that is not yet done in this workdir.
 
     Args:
       config: see `fgvc_jax.config`.
-      workdir: the run's folder; one folder a phase, config.json, manifest.json.
-      dry_run: two steps of every phase on 64 images, in workdir/dry_run, which is emptied first.
+      folder: the workdir: one folder a phase, config.json, manifest.json. With several seeds the phases lie
+        in seed_0, seed_1, ...; with protocol 'refit' the second training lies in refit.
+      dry_run: two steps of every phase on 64 images, in folder/dry_run, which is emptied first.
+      reuse: another workdir, from which phases that would come out the same are taken.
       say: gets every line of the log.
 
     Returns:
-      What each phase's DONE.json holds, by phase.
+      By sub-folder ('' for the workdir itself), what each phase's DONE.json holds.
 
     Raises:
       UserError: for what the user can mend.
       Interrupted: after Ctrl-C or SIGTERM; the same call goes on.
     """
     configs.check(config)
-    workdir = Path(workdir).expanduser().resolve()
+    folder = Path(folder).expanduser().resolve()
+    sources = _sources(reuse)
     if dry_run:
-        config, workdir = plan.shrink(config), workdir / "dry_run"
-        shutil.rmtree(workdir, ignore_errors=True)
+        config, folder = plan.shrink(config), folder / "dry_run"
+        shutil.rmtree(folder, ignore_errors=True)
     main = jax.process_index() == 0
-    say_all, say = say, say if main else lambda line: None
-    say(f"device: {meshes.name_devices()}")
+    say_if_main = say if main else lambda line: None
+    say_if_main(f"device: {meshes.name_devices()}")
     use_compilation_cache()
-    workdir.mkdir(parents=True, exist_ok=True)
-    with _lock(workdir, main), Stop() as stop:
-        _check_workdir(config, workdir)
-        found = _find_inputs(config, say)
-        if dry_run:
-            found = plan.few_images(found)
-        if main:
-            write_json(workdir / "config.json", json.loads(configs.as_json(config)))
-            manifests.save(found, workdir / "manifest.json")
-        say(describe_data(found))
-        context = Context(config, workdir, found, say, stop)
+    manifest = _find_inputs(config, say_if_main)
+    if dry_run:
+        manifest = plan.few_images(manifest)
+    folder.mkdir(parents=True, exist_ok=True)
+    results: dict[str, dict[str, dict]] = {}
+    with workdir.Lock(folder, main), Stop() as stop:
+        workdir.claim(config, manifest, folder, main)
+        say_if_main(describe_data(manifest))
         try:
-            results = _phases(context)
+            for seed in range(config.seeds):
+                part = f"seed_{seed}" if config.seeds > 1 else ""
+                seeded = config.copy_and_resolve_references()
+                seeded.seed = config.seed + seed
+                if part:
+                    say_if_main(f"seed {seeded.seed}:")
+                context = Context(seeded, folder / part, manifest, say_if_main, stop)
+                results[part] = _phases(context, sources)
+                if config.protocol == "refit":
+                    say_if_main("refit on train + val, with the lengths that validation picked:")
+                    again = plan.refit(seeded, results[part], manifest)
+                    whole = plan.train_and_val(manifest)
+                    inner = os.path.join(part, "refit")
+                    context = Context(again, folder / inner, whole, say_if_main, stop)
+                    results[inner] = _phases(context, sources)
         except Interrupted:
-            say_all("stopped; everything is saved, the same command goes on from here.")
+            say("stopped; everything is saved, the same command goes on from here.")
             raise
-    for line in summary(context):
-        say(line)
+    for line in summary.lines(results, manifest, folder):
+        say_if_main(line)
     return results
+
+
+def _sources(reuse: str | os.PathLike) -> list[Path]:
+    """A workdir to take phases from, and its parts."""
+    if not reuse:
+        return []
+    top = Path(reuse).expanduser().resolve()
+    if not (top / "config.json").exists():
+        raise UserError(f"--reuse={reuse} is not the workdir of a run: it has no config.json.")
+    parts = [top, *sorted(top.glob("seed_*"))]
+    return [*parts, *(p / "refit" for p in parts if (p / "refit").is_dir())]
 
 
 def _find_inputs(config: ConfigDict, say) -> manifests.Manifest:
@@ -99,21 +124,29 @@ def _find_inputs(config: ConfigDict, say) -> manifests.Manifest:
     return found
 
 
-def _phases(context: Context) -> dict[str, dict]:
+def _phases(context: Context, sources: list[Path]) -> dict[str, dict]:
     config, say = context.config, context.say
     names = configs.phases(config)
+    digest = manifests.digest(context.manifest)
     hashes: dict[str, str] = {}
+    shorter: dict[str, str] = {}  # without the phase's own length
     for name in names:
-        hashes[name] = configs.phase_hash(config, name, hashes)
+        hashes[name] = configs.phase_hash(config, name, hashes, digest)
+        shorter[name] = configs.phase_hash(config, name, hashes, digest, without=("length",))
     done = {}
     for name in names:
-        path = context.workdir / name / "DONE.json"
-        content = json.loads(path.read_text()) if path.exists() else {}
-        if content.get("hash") == hashes[name]:
-            done[name] = content
+        found = workdir.done(context.workdir / name)
+        if found.get("hash") != hashes[name] and context.main:
+            both = (hashes[name], shorter[name])
+            found = workdir.take_over(name, context.workdir / name, both, sources, say)
+        if found.get("hash") == hashes[name]:
+            done[name] = found
     todo = [name for name in names if name not in done]
     if not todo:
         say("all phases are done.")
+    else:  # every image is decoded before anything trains, so that a broken one is told now
+        for split in context.manifest.splits:
+            context.canvases(split)
     costs = plan.costs(context, done)
     if todo:
         for line in plan.lines(costs, done):
@@ -131,57 +164,18 @@ def _phases(context: Context) -> dict[str, dict]:
         result = PHASES[config[name].kind](context, name)
         result |= {
             "hash": hashes[name],
+            "hash_but_length": shorter[name],
             "seconds": round(time.monotonic() - start, 2),
             "versions": versions(),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         if context.main:
             write_json(context.directory(name) / "DONE.json", result)
+        if jax.process_count() > 1:  # the others read what the first one has written
+            multihost_utils.sync_global_devices(name)
         context.results[name] = result
         say(f"  {name} took {duration(result['seconds'])}")
     return context.results
-
-
-def _check_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Refuses a workdir that holds another config's run."""
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    old = configs.flat(ConfigDict(json.loads(path.read_text())))
-    new = configs.flat(ConfigDict(json.loads(configs.as_json(config))))
-    different = [
-        f"  {key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not configs.is_placement(key)
-    ]
-    if different:
-        more = f"\n  and {len(different) - 10} more" if len(different) > 10 else ""
-        raise UserError(
-            f"{workdir} holds the run of another config:\n"
-            + "\n".join(different[:10])
-            + more
-            + "\nNothing there was touched. Use a new --workdir, or the config that made it."
-        )
-
-
-class _lock:
-    """One run at a time in a workdir; freed by the system when the process dies."""
-
-    def __init__(self, workdir: Path, main: bool):
-        self.path = workdir / ".lock" if main else os.devnull
-
-    def __enter__(self):
-        self.file = open(self.path, "w")
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is running in {Path(self.path).parent}; wait for it or use another "
-                "--workdir."
-            ) from None
-
-    def __exit__(self, *_):
-        self.file.close()
 
 
 def use_compilation_cache() -> None:
@@ -200,20 +194,3 @@ def describe_data(manifest: manifests.Manifest) -> str:
 def versions() -> dict[str, str]:
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), **found}
-
-
-def summary(context: Context) -> list[str]:
-    """What a person wants to see at the end: accuracies, pairs, seconds, files."""
-    results, lines = context.results, [""]
-    for result in results.values():
-        if "rows" in result:
-            lines += evaluate.table(result["rows"], list(context.manifest.splits))
-    for result in results.values():
-        for split in ("train", "val"):
-            if isinstance(result.get(split), dict) and "pairs" in result[split]:
-                found = result[split]
-                share = found["positive_share"]
-                lines.append(f"  {found['pairs']:,} {split} pairs, {share:.1%} of the same class")
-    took = ", ".join(f"{name} {result['seconds']:.0f}" for name, result in results.items())
-    total = sum(result["seconds"] for result in results.values())
-    return [*lines, f"  seconds: {took}; {total:.0f} in all", f"  files: {context.workdir}"]

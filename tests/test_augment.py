@@ -79,7 +79,7 @@ def test_eval_view_is_torchvision_resize_and_center_crop(
     ref = transforms.CenterCrop(size)(transforms.Resize(resize, mode)(image))
     canvas, valid = on_canvas(image)
     view = View(size, resize, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), interpolation=interpolation)
-    got = 255 * np.asarray(eval_view(canvas, valid, view))
+    got = 255 * np.asarray(jax.jit(eval_view, static_argnums=2)(canvas, valid, view))
     error = np.abs(got - np.asarray(ref, np.float32))
     # Pillow rounds after each pass: 1 grey level for bilinear, bicubic's lobes enlarge the first
     # rounding (measured 1.6 here). A box off by one pixel would be off by tens.

@@ -24,7 +24,7 @@ class Tap(NamedTuple):
 
 
 class Preprocessing(NamedTuple):
-    """What the weights were trained to see: the evaluation crop and the normalisation, on the scale 0..1."""
+    """What the weights were trained to see: evaluation crop, normalisation (on the scale 0..1)."""
 
     size: int
     mean: tuple[float, float, float]
@@ -39,7 +39,8 @@ class Info:
 
     Attributes:
       taps: every tap, shallow to deep.
-      default_taps: the four taps read when none are named, shallow to deep (fewer in a net that has fewer).
+      default_taps: the four taps read when none are named, shallow to deep (a net of fewer blocks
+        has fewer).
       cam_tap: the deepest tap whose every cell still reaches `pooled`, for Grad-CAM.
       width: length of the pooled vector.
     """

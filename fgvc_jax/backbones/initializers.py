@@ -21,10 +21,10 @@ def _assemble(blocks, std, shape, dtype):
 
 
 def normal(std: float):
-    """Initializer (key, shape, dtype) -> array of normal draws with mean 0 and this standard deviation.
+    """Initializer (key, shape, dtype) -> normal draws with mean 0 and this standard deviation.
 
-    Drawn in blocks of one size: compiling `jax.random.normal` takes 0.4 s or more for each new shape on a CPU,
-    which is most of the time that building a ResNet takes.
+    Drawn in blocks of one size: compiling `jax.random.normal` takes 0.4 s or more for each new
+    shape on a CPU, which is most of the time that building a ResNet takes.
     """
 
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
@@ -40,5 +40,5 @@ def normal(std: float):
 
 
 def kaiming_fan_out(kernel_size: int, outputs: int):
-    """Normal with variance 2 / (kernel_size^2 * outputs) (He et al. 2015, fan-out), torchvision's for ResNets."""
+    """Normal with variance 2 / (kernel_size^2 * outputs): He et al. 2015, as in torchvision's nets."""
     return normal(math.sqrt(2 / (kernel_size**2 * outputs)))

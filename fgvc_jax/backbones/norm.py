@@ -10,13 +10,15 @@ from fgvc_jax.errors import UserError
 class BatchNorm(nnx.Module):
     """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015), as `torch.nn.BatchNorm2d`.
 
-    In training, x is normalised by the biased variance of the batch, and the running variance is updated
-    with the unbiased one. Statistics are kept in `param_dtype` and computed in at least float32, the
-    variance around the mean. Under a global-view `jax.jit` the batch is the global batch.
+    In training, x is normalised by the biased variance of the batch, and the running variance is
+    updated with the unbiased one. Statistics are kept in `param_dtype` and computed in at least
+    float32, the variance around the mean. Under a global-view `jax.jit` the batch is the global
+    batch.
 
     Modes: `module.train()` and `module.eval()` set `use_running_average`;
     `module.set_attributes(BatchNorm, fixed=True)` makes layers keep to their running statistics in
-    training as well (frozen BatchNorm); `module.set_attributes(BatchNorm, groups=8)` sets the groups.
+    training as well (frozen BatchNorm); `module.set_attributes(BatchNorm, groups=8)` sets the
+    groups.
 
     Args:
       features: length C of the last axis.
@@ -78,6 +80,11 @@ class BatchNorm(nnx.Module):
         self._move(self.mean, mean)
         self._move(self.var, var * (count / (count - 1)))
         return self._affine(x, mean, var).reshape(shape).astype(dtype)
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """For `nnx.view(module, use_running_average=True)`."""
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
 
     def _affine(self, x, mean, var):
         return (x - mean) * (jax.lax.rsqrt(var + self.eps) * self.scale[...]) + self.bias[...]

@@ -1,4 +1,4 @@
-"""ResNet v1.5 (He et al. 2016; the stride sits in the 3x3 convolution), as in torchvision and timm."""
+"""ResNet v1.5 (He et al. 2016, with the stride in the 3x3 convolution), as in torchvision."""
 
 from collections.abc import Sequence
 
@@ -158,7 +158,7 @@ class ResNet(nnx.Module):
         """Features of normalised images [B, H, W, 3] of any size.
 
         Args:
-          taps: names of the maps to return; None for `info.default_taps`. UserError on an unknown one.
+          taps: names of the maps to return; None for `info.default_taps`. Unknown: UserError.
           edit: edit(name, map) -> map, called at every tap, before the next layer reads the map.
         """
         record = Recorder(self.info, taps, edit)

@@ -1,4 +1,4 @@
-"""Vision Transformer with patches of 16 pixels and a class token (Dosovitskiy et al. 2021), as in timm."""
+"""Vision Transformer, patches of 16 pixels, class token (Dosovitskiy et al. 2021), as in timm."""
 
 import math
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ PATCH = 16
 def resize_positions(positions_1ND: jax.Array, height: int, width: int) -> jax.Array:
     """Position embedding for a grid of height x width patches, the class token's row untouched.
 
-    [1, 1 + N, D] with N a square -> [1, 1 + height * width, D]. Bicubic (a = -0.5) with antialiasing, which is
-    what timm does; a table of the right size is returned as it is.
+    [1, 1 + N, D] with N a square -> [1, 1 + height * width, D]. Bicubic (a = -0.5) with
+    antialiasing, which is what timm does; a table of the right size is returned as it is.
     """
     count, channels = positions_1ND.shape[1] - 1, positions_1ND.shape[2]
     side = math.isqrt(count)
@@ -84,14 +84,16 @@ class Block(nnx.Module):
 class ViT(nnx.Module):
     """Vision Transformer without its classifier.
 
-    Taps: 'embed', the patch tokens that enter the first block, and 'block0', 'block1', ... after each block, all
-    as grids; an edit reaches the patch tokens, the class token passes by. `pooled` is the class token after the
-    final norm. It reads patch tokens only through attention, so the patch tokens that leave the last block reach
-    nothing (their gradient is exactly zero); `cam_tap` is therefore the input of the last block.
+    Taps: 'embed', the patch tokens that enter the first block, and 'block0', 'block1', ... after
+    each block, all as grids; an edit reaches the patch tokens, the class token passes by.
+
+    `pooled` is the class token after the final norm. It reads patch tokens only through attention,
+    so the patch tokens that leave the last block reach nothing (their gradient is exactly zero);
+    `cam_tap` is therefore the input of the last block.
 
     Args:
-      image_size: side in pixels that the position embedding is made for, a multiple of 16. Images of another size
-        (any multiple of 16) are taken too; the embedding is then resized on the fly.
+      image_size: side in pixels that the position embedding is made for, a multiple of 16. Images
+        of another size (any multiple of 16) are taken too; the embedding is then resized.
     """
 
     def __init__(
@@ -147,7 +149,7 @@ class ViT(nnx.Module):
         """Features of normalised images [B, H, W, 3], H and W multiples of 16 (else UserError).
 
         Args:
-          taps: names of the maps to return; None for `info.default_taps`. UserError on an unknown one.
+          taps: names of the maps to return; None for `info.default_taps`. Unknown: UserError.
           edit: edit(name, map) -> map, called at every tap, before the next layer reads the map.
         """
         record = Recorder(self.info, taps, edit)

@@ -1,6 +1,7 @@
 """What a data set is: class names, files and labels by split, and a function that reads a file."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections import Counter
@@ -119,3 +120,20 @@ def save(manifest: Manifest, path: str | os.PathLike) -> None:
     # File names are bytes to the system: what is not UTF-8 is written back as it came.
     partial.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")
     os.replace(partial, path)
+
+
+def digest(manifest: Manifest) -> str:
+    """A hash of classes, files and labels by split."""
+    splits = {name: (list(s.files), s.labels.tolist()) for name, s in manifest.splits.items()}
+    return _digest(list(manifest.classes), splits)
+
+
+def digest_saved(path: str | os.PathLike) -> str:
+    """The same hash, of a manifest that `save` wrote."""
+    content = json.loads(Path(path).read_text(encoding="utf-8", errors="surrogateescape"))
+    splits = {name: (list(s), list(s.values())) for name, s in content["splits"].items()}
+    return _digest(content["classes"], splits)
+
+
+def _digest(classes: list[str], splits: dict[str, tuple[list[str], list[int]]]) -> str:
+    return hashlib.sha256(json.dumps([classes, sorted(splits.items())]).encode()).hexdigest()[:16]

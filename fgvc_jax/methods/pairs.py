@@ -94,6 +94,10 @@ class Method(nnx.Module):
             self.backbone(images[:, 0]).pooled, self.backbone(images[:, 1]).pooled
         )
 
+    def same(self, query, neighbour):
+        """Embeddings [B, D] of queries and neighbours -> logit of "same class" [B]."""
+        return self.comparator(query, neighbour)
+
     def predict(self, images):
         """Images [B, 2, S, S, 3] -> the logit of "same class" [B]; [B, S, S, 3] -> embedding [B, D] only."""
         if images.ndim == 4:

@@ -160,19 +160,14 @@ def abstract_backbone(config: ConfigDict, dtype) -> nnx.Module:
 def make_view(config: ConfigDict, wants: Preprocessing) -> View:
     """The preprocessing: the config's, and where it says nothing what the backbone's weights want."""
     image = config.image
-    return View(
-        size=image.size,
-        resize=image.resize or round(image.size / wants.crop_fraction),
-        mean=tuple(image.mean or wants.mean),
-        std=tuple(image.std or wants.std),
-        interpolation=image.interpolation or wants.interpolation,
-        crop_scale=tuple(image.crop_scale),
-        crop_ratio=tuple(image.crop_ratio),
-        flip=image.flip,
-        augment=image.augment,
-        augment_probability=image.augment_probability,
-        augment_first=image.augment_first,
-    )
+    settings = {name: value for name, value in image.items() if name in View._fields}
+    settings |= {
+        "resize": image.resize or round(image.size / wants.crop_fraction),
+        "mean": image.mean or wants.mean,
+        "std": image.std or wants.std,
+        "interpolation": image.interpolation or wants.interpolation,
+    }
+    return View(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

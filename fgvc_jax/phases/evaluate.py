@@ -6,6 +6,7 @@ import numpy as np
 from fgvc_jax import methods
 from fgvc_jax.metrics import classification as metrics
 from fgvc_jax.metrics.knn import knn_accuracy
+from fgvc_jax.mining import rerank as reranking
 from fgvc_jax.phases.context import Context, write_json
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree
@@ -18,30 +19,77 @@ def run(context: Context, name: str) -> dict:
     Validation chooses the checkpoint; the test split is only read. The last checkpoint is scored too.
 
     Returns:
-      {'rows': [{'name', 'val': {...}, 'test': {...}, 'last_test': ...}, ...]}
+      {'rows': [{'name', 'val': {...}, 'test': {...}, 'last_test': ...}, ...], and with a pipeline and its
+      control 'comparison': {'pipeline', 'control', 'split', 'count', 'b', 'c', 'p'}}.
     """
     section, config = context.config[name], context.config
     meshes.check_batch(section.batch, context.mesh, f"config.{name}.batch")
     splits = [s for s in ("val", "test") if s in context.manifest.splits]
+    classes = len(context.manifest.classes)
     models = list(section.models) or [
         phase
         for phase in context.results
         if config[phase].kind == "train" and methods.get(config[phase].method).task == "classify"
     ]
     rows = _free_rows(context, section, splits, models)
+    scores: dict[str, dict[str, np.ndarray]] = {}
     for phase in models:
         row = {"name": phase}
         for which in ("best", "last"):
             _, module, weights = context.trained_model(phase, which)
             for split in splits:
-                scores = _predict(context, module, weights, split, section.batch)["scores"]
+                found = _predict(context, module, weights, split, section.batch)["scores"]
                 labels = context.manifest.splits[split].labels
-                found = metrics.classification(scores, labels, len(context.manifest.classes))
-                row[split if which == "best" else f"last_{split}"] = found
-                if which == "best" and context.main:
-                    _write(context, context.directory(name) / phase / split, scores, labels)
+                measured = metrics.classification(found, labels, classes)
+                row[split if which == "best" else f"last_{split}"] = measured
+                if which == "best":
+                    scores.setdefault(phase, {})[split] = found
         rows.append(row)
-    return {"rows": rows}
+    pipeline, control = section.compare
+    if section.rerank in context.results and pipeline in scores:
+        name_of_row = f"{pipeline}, re-ranked"
+        scores[name_of_row] = _rerank(context, section, scores[pipeline])
+        rows.append({"name": name_of_row})
+        for split, found in scores[name_of_row].items():
+            labels = context.manifest.splits[split].labels
+            rows[-1][split] = metrics.classification(found, labels, classes)
+    result = {"rows": rows}
+    if pipeline in scores and control in scores:
+        split = "test" if "test" in splits else "val"
+        labels = context.manifest.splits[split].labels
+        right = [scores[phase][split].argmax(axis=1) == labels for phase in (pipeline, control)]
+        result["comparison"] = {"pipeline": pipeline, "control": control, "split": split}
+        result["comparison"] |= {"count": len(labels)} | metrics.mcnemar(*right)
+    if context.main:
+        for phase, by_split in scores.items():
+            for split, found in by_split.items():
+                folder = context.directory(name) / phase.replace(", ", "_") / split
+                _write(context, folder, found, context.manifest.splits[split].labels)
+    return result
+
+
+def _rerank(context: Context, section, scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """By split, the classifier's scores weighed by the comparator's; gallery and neighbours are its own."""
+    _, module, weights = context.trained_model(section.rerank, "best")
+
+    def embed(split: str) -> np.ndarray:
+        return _predict(context, module, weights, split, section.batch)["embedding"]
+
+    static, _, _ = tree.split(module)
+    same = jax.jit(lambda weights, q, n: tree.merge(static, **weights).same(q, n))
+    gallery, gallery_labels = embed("train"), context.manifest.splits["train"].labels
+    result = {}
+    for split, classifier in scores.items():
+        queries = embed(split)
+        classes, nearest = reranking.candidates(
+            classifier, queries, gallery, gallery_labels, section.rerank_classes
+        )
+        columns = [  # one candidate of every query at a time; -1 picks a row that is then masked
+            np.where(column >= 0, np.asarray(same(weights, queries, gallery[column])), -np.inf)
+            for column in nearest.T
+        ]
+        result[split] = reranking.rerank(classifier, classes, np.stack(columns, axis=1))
+    return result
 
 
 def _predict(context: Context, module, weights, split: str, batch: int) -> dict[str, np.ndarray]:
@@ -106,6 +154,24 @@ def table(rows: list[dict], splits: list[str]) -> list[str]:
             interval = f"{100 * test['top1_low']:.2f} - {100 * test['top1_high']:.2f}"
             line += f"{interval:>17}{100 * test['top5']:>8.2f}"
             line += f"{100 * test['mean_class_accuracy']:>10.2f}{100 * test['macro_f1']:>7.2f}"
-            line += f"{100 * row['last_test']['top1']:>12.2f}"
+            last = row.get("last_test")
+            line += f"{100 * last['top1']:>12.2f}" if last else f"{'-':>12}"
         lines.append(line)
     return lines
+
+
+def is_better(comparison: dict, alpha: float = 0.05) -> bool:
+    """Whether the pipeline is better than its control by an exact McNemar test."""
+    return comparison["p"] < alpha and comparison["b"] > comparison["c"]
+
+
+def verdict(comparison: dict) -> str:
+    """One plain line on whether the pipeline is better than its control."""
+    b, c, p, count = (comparison[key] for key in ("b", "c", "p", "count"))
+    swapped = comparison | {"b": c, "c": b}
+    word = "better than" if is_better(comparison) else "not better than"
+    word = "worse than" if is_better(swapped) else word
+    return (
+        f"  The pipeline ({comparison['pipeline']}) is {word} the {comparison['control']} (p={p:.2g}): "
+        f"of {count:,} {comparison['split']} images {b} are right only with it, {c} only without."
+    )

@@ -18,7 +18,9 @@ from fgvc_jax.train import loop, optim, tree
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import step as steps
 from fgvc_jax.train.checkpoint import METRIC, Checkpoints
+from fgvc_jax.train.microbatch import accumulate
 from fgvc_jax.train.predict import predict_all
+from fgvc_jax.train.sam import l2_in_loss, sam
 
 
 class Examples(NamedTuple):
@@ -56,7 +58,7 @@ def run(context: Context, name: str) -> dict:
         momentum=section.momentum,
         nesterov=section.nesterov,
         beta2=section.beta2,
-        weight_decay=section.weight_decay,
+        weight_decay=0.0 if section.decay_in_loss else section.weight_decay,
         no_decay=section.no_decay,
         clip=section.clip,
     )
@@ -80,9 +82,10 @@ def run(context: Context, name: str) -> dict:
         factor=section.schedule_factor,
     )
 
-    state = steps.init_state(params, stats, optimizer, freeze)
+    state = steps.init_state(params, stats, optimizer, freeze, ema=section.ema > 0)
     state = jax.device_put(state, meshes.shardings(state, context.mesh))
-    checkpoints = Checkpoints(folder / "checkpoints")
+    keep_every = length(section.keep_every, "keep_every") if section.keep_every else 0
+    checkpoints = Checkpoints(folder / "checkpoints", keep_every)
     writer = Writer(folder, tensorboard=config.log.tensorboard) if context.main else None
     first = checkpoints.latest() or 0
     if first:
@@ -107,6 +110,8 @@ def run(context: Context, name: str) -> dict:
         seed=phase_seed(config.seed, name),
         total_steps=cost.steps,
         dtype=context.dtype(),
+        wrap=lambda gradient: _wrap(gradient, section, trainable),
+        ema=section.ema,
     )
 
     order = sampler.shuffled(len(train.index), section.batch, phase_seed(config.seed, name))
@@ -123,7 +128,7 @@ def run(context: Context, name: str) -> dict:
     def evaluate(state) -> dict[str, float] | None:
         if val is None:
             return None
-        outputs = predict_all(predict, state, val.feed, val.index, section.batch)
+        outputs = predict_all(predict, state.get("ema", state), val.feed, val.index, section.batch)
         return score(
             methods.get(section.method).task, outputs, val.labels, len(description.classes)
         )
@@ -137,7 +142,7 @@ def run(context: Context, name: str) -> dict:
     )
     try:
         with progress:
-            loop.fit(
+            state = loop.fit(
                 state,
                 step_function=lambda state, batch: train_step(state, train.feed.resident, batch),
                 batches=batches,
@@ -151,18 +156,41 @@ def run(context: Context, name: str) -> dict:
                 progress=progress,
                 seconds=seconds,
                 stop=context.stop,
+                keep_every=keep_every,
+                patience=section.patience,
+                plateau_patience=section.schedule_patience if section.schedule == "plateau" else 0,
+                plateau_factor=section.schedule_factor,
             )
+        last = int(state["step"])
     finally:
         with seconds.measure("save"):
             checkpoints.close()
         if writer:
             writer.close()
     return {
-        "steps": cost.steps,
-        "images": cost.images,
+        "steps": last,
+        "images": last * (cost.images // cost.steps),
         "seconds_by_kind": {k: round(v, 2) for k, v in vars(seconds).items()},
-        "validation": _validation(folder / "checkpoints", cost.steps),
+        "validation": _validation(folder / "checkpoints", last),
     }
+
+
+def _wrap(gradient, section, trainable):
+    """SAM around accumulation around the decay in the loss, as far as they are asked for."""
+    if section.decay_in_loss:
+        decays = {path: not tree.matches(section.no_decay, path) for path in trainable}
+        gradient = l2_in_loss(gradient, section.weight_decay, decays)
+    gradient = accumulate(gradient, section.accumulate)
+    if section.sam_rho:
+        gradient = sam(
+            gradient,
+            section.sam_rho,
+            adaptive=section.sam_adaptive,
+            eta=section.sam_eta,
+            weights_only=section.sam_weights_only,
+            groups=section.sam_groups,
+        )
+    return gradient
 
 
 def _validation(directory, last: int) -> dict:

@@ -13,35 +13,38 @@ METRIC = "selection"  # the validation metric, turned so that higher is better
 
 
 class Checkpoints:
-    """`weights` (parameters, statistics) and `optimizer` (its state, the step) by step."""
+    """By step, `weights` (parameters and statistics to use) and `training` (what else a resumed run needs)."""
 
-    def __init__(self, directory: str | Path):
+    def __init__(self, directory: str | Path, keep_every: int = 0):
+        """Args: keep_every, a period in steps whose multiples are kept too; 0 for none."""
+
         def metric(metrics: dict) -> float:
             return metrics[METRIC]
 
         # Either policy alone loses one of the two: BestN without the latest, LatestN without the best.
-        policy = keep.AnyPreservationPolicy(
-            [
-                keep.LatestN(1),
-                keep.BestN(get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False),
-            ]
-        )
+        policies = [
+            keep.LatestN(1),
+            keep.BestN(get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False),
+        ]
+        if keep_every:
+            policies.append(keep.EveryNSteps(keep_every))
         self.directory = Path(directory).resolve()
         self.manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                best_fn=metric, best_mode="max", preservation_policy=policy
+                best_fn=metric,
+                best_mode="max",
+                preservation_policy=keep.AnyPreservationPolicy(policies),
             ),
         )
 
     def save(self, step: int, state: dict[str, Any], metrics: dict[str, float] | None) -> None:
         """Copies the state off the device and returns; the writing goes on behind."""
-        weights = {"params": state["params"], "stats": state["stats"]}
-        optimizer = {"opt": state["opt"], "step": state["step"]}
+        weights, rest = _parts(state)
         self.manager.save(
             step,
             args=ocp.args.Composite(
-                weights=ocp.args.StandardSave(weights), optimizer=ocp.args.StandardSave(optimizer)
+                weights=ocp.args.StandardSave(weights), training=ocp.args.StandardSave(rest)
             ),
             metrics=metrics,
             force=True,
@@ -58,17 +61,17 @@ class Checkpoints:
 
     def restore(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """The whole state of a step, with the shapes, dtypes and shardings of `like`."""
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        weights, rest = _parts(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
         items = self.manager.restore(
             step,
             args=ocp.args.Composite(
-                weights=ocp.args.StandardRestore(
-                    {"params": shapes["params"], "stats": shapes["stats"]}
-                ),
-                optimizer=ocp.args.StandardRestore({"opt": shapes["opt"], "step": shapes["step"]}),
+                weights=ocp.args.StandardRestore(weights),
+                training=ocp.args.StandardRestore(rest),
             ),
         )
-        return {**items["weights"], **items["optimizer"]}
+        if "ema" in like:
+            return {"ema": items["weights"], **items["training"]}
+        return {**items["weights"], **items["training"]}
 
     def restore_weights(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """{'params', 'stats'} alone; `like` holds jax.ShapeDtypeStruct with shardings."""
@@ -81,9 +84,22 @@ class Checkpoints:
         self.manager.close()
 
 
+def _parts(state: dict[str, Any]) -> tuple[dict, dict]:
+    """(weights, rest): the weights to use are the moving average where there is one."""
+    used = ("ema",) if "ema" in state else ("params", "stats")
+    weights = state["ema"] if "ema" in state else {name: state[name] for name in used}
+    return weights, {name: part for name, part in state.items() if name not in used}
+
+
 def pick(checkpoints: Checkpoints, which: str) -> int:
-    """The step of 'best' or 'last'; UserError where there is no checkpoint."""
-    step = checkpoints.best() if which == "best" else checkpoints.latest()
+    """The step of the 'best' checkpoint (the last where nothing was validated) or the 'last' one.
+
+    Raises:
+      UserError: where there is none.
+    """
+    step = checkpoints.latest()
+    if which == "best" and checkpoints.best() is not None:
+        step = checkpoints.best()
     if step is None:
         raise UserError(f"no checkpoint in {checkpoints.directory}: has the phase run?")
     return step

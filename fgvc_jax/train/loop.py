@@ -15,7 +15,8 @@ import jax
 from fgvc_jax.errors import UserError
 from fgvc_jax.metrics.progress import Progress
 from fgvc_jax.metrics.writers import Writer
-from fgvc_jax.train.checkpoint import Checkpoints
+from fgvc_jax.train import course
+from fgvc_jax.train.checkpoint import METRIC, Checkpoints
 from fgvc_jax.train.stop import Stop
 
 
@@ -60,14 +61,20 @@ def fit(
     progress: Progress,
     seconds: Seconds,
     stop: Stop,
+    keep_every: int = 0,
+    patience: int = 0,
+    plateau_patience: int = 0,
+    plateau_factor: float = 0.1,
 ) -> dict[str, Any]:
-    """Trains from `first_step` to `total_steps` and returns the last state.
+    """Trains from `first_step` to `total_steps`, or to an early stop, and returns the last state.
 
     Args:
       state: at `first_step`; its buffers are given away.
       step_function: (state, batch) -> (state, metrics).
       evaluate: state -> metrics of validation with the key 'selection', or None where there is none.
       writer: None in all processes but the first.
+      keep_every: save at its multiples too; 0 = only where validation runs.
+      patience, plateau_patience, plateau_factor: see `fgvc_jax.train.course`.
 
     Raises:
       UserError: a loss or gradient that is not finite, with the steps and the last good checkpoint.
@@ -93,6 +100,8 @@ def fit(
             progress.update(0, text=f"loss {means.get('loss', means.get('loss_1')):.4f}")
             window.clear()
 
+    if course.is_over(state["course"], patience):  # it had stopped early before it was interrupted
+        return state
     for number in range(first_step + 1, total_steps + 1):
         with seconds.measure("data_wait"):
             batch = next(batches)
@@ -102,7 +111,8 @@ def fit(
             pending = (number, metrics)
         progress.update()
         evaluating = number % eval_every == 0 or number == total_steps
-        if evaluating or stop.requested:
+        saving = evaluating or stop.requested or (keep_every and number % keep_every == 0)
+        if saving:
             with seconds.measure("steps"):
                 read()
         if number % log_every == 0 or evaluating:
@@ -111,13 +121,24 @@ def fit(
             with seconds.measure("evaluate"):
                 scores = evaluate(state)
             if scores is not None:
+                decided = course.after_evaluation(
+                    jax.device_get(state["course"]),
+                    scores[METRIC],
+                    plateau_patience=plateau_patience,
+                    factor=plateau_factor,
+                )
+                places = jax.tree.map(lambda x: x.sharding, state["course"])
+                state["course"] = jax.device_put(decided, places)
                 if writer:
                     writer.write(number, scores, kind="val")
-                shown = ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if k != "selection")
+                shown = ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if k != METRIC)
                 progress.write(f"  step {number}: validation {shown}")
-        if evaluating or stop.requested:
+        if saving:
             with seconds.measure("save"):
                 checkpoints.save(number, state, scores if evaluating else None)
+        if evaluating and course.is_over(state["course"], patience):
+            progress.write(f"  stopped early at step {number}: no better in {patience} evaluations")
+            break
         if number < total_steps:
             stop.check()
     return state

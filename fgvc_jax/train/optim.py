@@ -72,7 +72,7 @@ def schedule(
         elif name == "step":
             passed = sum((step >= drop).astype(jnp.float32) for drop in drops)
             value = peak * jnp.float32(factor) ** passed
-        elif name == "constant":
+        elif name in ("constant", "plateau"):  # the step multiplies by the plateau's factor
             value = jnp.full((), peak, jnp.float32)
         else:
             raise ValueError(name)

@@ -19,10 +19,12 @@ from jax.sharding import PartitionSpec as P
 
 from fgvc_jax.backbones.norm import BatchNorm
 from fgvc_jax.data import augment, feed
+from fgvc_jax.train import course, tree
 from fgvc_jax.train import mesh as meshes
-from fgvc_jax.train import tree
 
-State = dict[str, Any]  # step (int32), params, stats (flat dictionaries), opt
+# step (int32), params, stats (flat dictionaries), opt, course (see fgvc_jax.train.course), and with a
+# moving average of the weights ema: {'params', 'stats'}
+State = dict[str, Any]
 
 
 def example_keys(seed: int, step, update: int, batch: int) -> jax.Array:
@@ -57,14 +59,20 @@ def fix_batch_norm(module: nnx.Module, freeze: Sequence[str]) -> None:
             layer.fixed = tree.matches(freeze, "/".join(map(str, (*path, "scale"))))
 
 
-def init_state(params: tree.Flat, stats: tree.Flat, optimizer, freeze: Sequence[str]) -> State:
+def init_state(
+    params: tree.Flat, stats: tree.Flat, optimizer, freeze: Sequence[str], ema: bool = False
+) -> State:
     trainable = {path: p for path, p in params.items() if not tree.matches(freeze, path)}
-    return {
+    state = {
         "step": jnp.zeros((), jnp.int32),
         "params": params,
         "stats": stats,
         "opt": optimizer.init(trainable),
+        "course": course.start(),
     }
+    if ema:  # a copy: the step gives away the buffers of its state, each of which may appear once
+        state["ema"] = jax.tree.map(jnp.copy, {"params": params, "stats": stats})
+    return state
 
 
 def train_step(
@@ -81,6 +89,7 @@ def train_step(
     total_steps: int,
     dtype,
     wrap: Callable = lambda gradient: gradient,
+    ema: float = 0.0,
 ):
     """The jitted step: (state, resident, batch) -> (state, metrics), the state donated.
 
@@ -93,6 +102,8 @@ def train_step(
       rate: step -> learning rate; scales: factor by parameter path.
       freeze: patterns of parameter paths that get no gradient.
       wrap: around `jax.value_and_grad`'s function, where SAM and accumulation go.
+      ema: decay of the moving average of parameters and statistics; shorter in the first steps, where it
+        is (1 + step) / (10 + step).
     """
     static, _, _ = tree.split(module)
     updates = type(module).updates
@@ -101,7 +112,7 @@ def train_step(
     def one_update(number: int) -> Callable:
         # Each update is an inner jit: tracing several in one function grows faster than their number.
         @jax.jit
-        def apply(params, stats, opt, batch, carry, keys, step):
+        def apply(params, stats, opt, batch, carry, keys, step, lr):
             frozen = {path: p for path, p in params.items() if tree.matches(freeze, path)}
             trainable = {path: p for path, p in params.items() if path not in frozen}
 
@@ -117,7 +128,6 @@ def train_step(
             inputs = {"batch": batch, "carry": carry, "keys": keys}
             (value, aux), grads = gradient(trainable, inputs)
             moves, opt = optimizer.update(grads, opt, trainable)
-            lr = rate(step)
             moved = {
                 path: (p - (lr * scales[path]).astype(p.dtype) * moves[path]).astype(p.dtype)
                 for path, p in trainable.items()
@@ -137,14 +147,25 @@ def train_step(
         columns = {name: c for name, c in batch.items() if name not in ("index", "pixels", "sizes")}
         columns["image"] = jax.lax.with_sharding_constraint(images, spread)
         params, stats, opt = state["params"], state["stats"], state["opt"]
+        lr = rate(now) * state["course"]["rate_factor"]
         carry, metrics = {}, {}
         for number, apply in enumerate(applies):
             keys = example_keys(seed, now, 1 + number, examples)
-            params, stats, opt, carry, new = apply(params, stats, opt, columns, carry, keys, now)
+            params, stats, opt, carry, new = apply(
+                params, stats, opt, columns, carry, keys, now, lr
+            )
             suffix = f"_{number + 1}" if len(applies) > 1 else ""
             metrics |= {name + suffix: value for name, value in new.items()}
-        metrics["learning_rate"] = rate(now)
-        return {"step": now + 1, "params": params, "stats": stats, "opt": opt}, metrics
+        metrics["learning_rate"] = lr
+        new_state = state | {"step": now + 1, "params": params, "stats": stats, "opt": opt}
+        if ema:
+            keep = jnp.minimum(ema, (1 + now) / (10 + now))
+            new_state["ema"] = jax.tree.map(
+                lambda old, new: old + ((1 - keep) * (new - old)).astype(old.dtype),
+                state["ema"],
+                {"params": params, "stats": stats},
+            )
+        return new_state, metrics
 
     places = meshes.shardings(jax.eval_shape(lambda: state), mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=(places, NamedSharding(mesh, P())))

@@ -1,4 +1,4 @@
-"""Pretrained weights from torch's world into a backbone, exactly, or an error that says what does not fit."""
+"""Pretrained weights from torch's world, exactly, or an error that says what does not fit."""
 
 import dataclasses
 import re
@@ -15,7 +15,7 @@ from fgvc_jax.backbones.vit import ViT
 from fgvc_jax.errors import UserError
 from fgvc_jax.weights import resnet, vit
 from fgvc_jax.weights.published import locate
-from fgvc_jax.weights.readers import Entry, read
+from fgvc_jax.weights.readers import Entry, explained, read
 from fgvc_jax.weights.report import Report
 from fgvc_jax.weights.tables import Layout, Table
 
@@ -33,24 +33,25 @@ def load_pretrained(
 ) -> tuple[nnx.Module, Report]:
     """Fills a backbone with the weights of a file.
 
-    Every array of the backbone must be found once, with its shape, and every key of the file must be used, except
-    for the classifier's, which is left out. Position embeddings of another image size are resized. A state dict may
-    lie under 'state_dict', 'model' or 'model_state_dict', and its keys may start with 'module.' or 'backbone.'. Half-precision
-    weights are converted to the type of the parameters.
+    Every array of the backbone must be found once, with its shape, and every key of the file must
+    be used, except for the classifier's, which is left out. Position embeddings of another image
+    size are resized. A state dict may lie under 'state_dict', 'model' or 'model_state_dict', and
+    its keys may start with 'module.' or 'backbone.'. Half-precision weights are converted to the
+    type of the parameters.
 
     Args:
-      module: from `backbones.create`; updated in place, its `info.preprocessing` too where the layout tells that
-        the weights were trained with another normalisation.
+      module: from `backbones.create`; updated in place, its `info.preprocessing` too where the
+        layout tells that the weights were trained with another normalisation.
       source: path of a .safetensors, .pth, .pt, .bin or .npz file.
-      allow: regular expressions (matching in full) of paths of the backbone that may stay as they are ('layer4/.*')
-        and of keys of the file that may stay unused ('neck\\..*').
+      allow: regular expressions, matching in full, of paths of the backbone that may stay as they
+        are ('layer4/.*') and of keys of the file that may stay unused ('neck.*').
 
     Returns:
       The module, and a report whose `.text` is for the log.
 
     Raises:
-      UserError: no such file, a file that is broken or not allowed to be what it is, keys or shapes that do not
-        match, values that are not finite. The module is then unchanged.
+      UserError: no such file, a file that is broken or not allowed to be what it is, keys or shapes
+        that do not match, values that are not finite. The module is then unchanged.
     """
     path = locate(source)
     table = TABLES[type(module)]
@@ -60,7 +61,8 @@ def load_pretrained(
     layout = _layout(table, entries, module.info.name, path)
     state = nnx.state(module)
     variables = {"/".join(map(str, p)): v for p, v in nnx.to_flat_state(state)}
-    shapes = {ours: variable[...].shape for ours, variable in variables.items()}
+    # Raw, so that shapes alone (nnx.eval_shape) will do.
+    shapes = {ours: variable.get_raw_value().shape for ours, variable in variables.items()}
 
     report = Report(str(path), ", ".join([f"layout of {layout.name}", contents.format, *place]))
     report.ignored = [str(key) for key in tree if not isinstance(tree[key], Entry)]
@@ -71,10 +73,10 @@ def load_pretrained(
         array = _axes(ours, _values(entries[key], key, path))
         if array.shape != shapes[ours]:
             array = table.resize(ours, array.shape, shapes[ours])(jnp.asarray(array, jnp.float32))
-        arrays[ours] = jnp.asarray(array, variables[ours][...].dtype)
+        arrays[ours] = jnp.asarray(array, variables[ours].get_raw_value().dtype)
 
     for ours, array in arrays.items():
-        variables[ours].set_value(array)
+        variables[ours].set_raw_value(array)
     nnx.update(module, state)
     preprocessing = module.info.preprocessing._replace(**layout.preprocessing)
     module.info = dataclasses.replace(module.info, preprocessing=preprocessing)
@@ -95,7 +97,8 @@ def _state_dict(tree: Any, path: Path) -> tuple[dict, list[str]]:
             ", ".join(map(str, list(tree)[:8])) if isinstance(tree, dict) else type(tree).__name__
         )
         raise UserError(
-            f"{path}: no weights found. Looked at the top and under {', '.join(CONTAINERS)}; the file has: {found}."
+            f"{path}: no weights found, neither at the top nor under {', '.join(CONTAINERS)}. "
+            f"The file has: {found}."
         )
     return tree, place
 
@@ -159,7 +162,8 @@ def _insist(report: Report, name: str, allow: Sequence[str]) -> None:
             [
                 f"{report.source} ({report.layout}) does not fit {name}:",
                 *report.differences(),
-                "Is it the file of another backbone? What may differ can be allowed by patterns of its names.",
+                "Is it the file of another backbone? "
+                "What is meant to differ can be allowed by patterns of its names.",
             ]
         )
     )
@@ -168,7 +172,8 @@ def _insist(report: Report, name: str, allow: Sequence[str]) -> None:
 def _values(entry: Entry, key: str, path: Path) -> np.ndarray:
     if not jnp.issubdtype(entry.dtype, jnp.floating):
         raise UserError(f"{path}: {key!r} holds {entry.dtype}, where floating point is needed.")
-    array = entry.load()
+    with explained(path):
+        array = entry.load()
     if not np.isfinite(array).all():
         raise UserError(f"{path}: {key!r} holds values that are not finite: the file is damaged.")
     return array

@@ -1,8 +1,8 @@
 """A pickle reader that builds tensors and containers, and cannot do anything else.
 
-Python's unpickler calls whatever a file names. This one is a small stack machine over the opcodes that
-`torch.save` writes: the names of a short list are symbols that it interprets itself, nothing is ever imported,
-looked up or called, and any other name, opcode or use is refused.
+Python's unpickler calls whatever a file names. This one is a small stack machine over the opcodes
+that `torch.save` writes: the names of a short list are symbols that it interprets itself, nothing
+is ever imported, looked up or called, and any other name, opcode or use is refused.
 """
 
 import pickletools

@@ -21,7 +21,7 @@ TORCHVISION = {
 
 
 def locate(source: str) -> Path:
-    """The file that `source` names. Raises UserError that says which file to bring where there is none."""
+    """The file that `source` names; where there is none, a UserError says which file to bring."""
     path = Path(source).expanduser()
     if path.is_file():
         return path

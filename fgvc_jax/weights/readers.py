@@ -1,10 +1,11 @@
 """Files of weights, read as data: .safetensors, .npz, and torch's .pth/.pt/.bin without torch.
 
-Nothing in a file is executed, and nothing larger than the file itself is allocated on its word (twenty times for
-compressed .npz).
+Nothing in a file is executed, and nothing larger than the file itself is allocated on its word
+(twenty times for compressed .npz).
 """
 
 import ast
+import contextlib
 import io
 import math
 import mmap
@@ -41,9 +42,33 @@ class Contents(NamedTuple):
     tree: dict[str, Any]
 
 
+@contextlib.contextmanager
+def explained(path: Path):
+    """Whatever a broken or hostile file provokes, as a UserError that names the file and the reason."""
+    try:
+        yield
+    except UserError:
+        raise
+    except pickles.Refused as refused:
+        raise UserError(
+            f"{path}: refused, because it asks for {refused}. Nothing was executed. A file of "
+            "weights needs tensors and dictionaries only; if you trust the file and have torch, "
+            "save its state_dict alone."
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except Exception as error:
+        raise UserError(
+            f"{path}: broken or truncated {path.suffix} file ({type(error).__name__}: {error}). "
+            "Download it again and compare its size."
+        ) from None
+
+
 def read(path: Path) -> Contents:
-    """Opens a file by its suffix and first bytes. Raises UserError with the reason where it cannot or will not."""
-    path = Path(path)
+    """Opens a file by its suffix and first bytes. Raises UserError where it cannot or will not.
+
+    Values are read by `Entry.load`, which may find more that is broken (use it inside `explained`).
+    """
     readers = {".safetensors": _safetensors, ".npz": _npz}
     readers |= dict.fromkeys((".pth", ".pt", ".bin"), _torch)
     if path.suffix not in readers:
@@ -51,22 +76,8 @@ def read(path: Path) -> Contents:
             f"{path}: unknown kind of weights file {path.suffix!r}; "
             f"known are {', '.join(sorted(readers))}."
         )
-    try:
+    with explained(path):
         return readers[path.suffix](path)
-    except pickles.Refused as refused:
-        raise UserError(
-            f"{path}: refused, because it asks for {refused}. Nothing was executed. A file of weights needs tensors "
-            "and dictionaries only; with torch at hand, and only if you trust the file, save its state_dict alone."
-        ) from None
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except Exception as error:  # whatever a broken file provokes in a parser
-        raise UserError(
-            f"{path}: broken or truncated {path.suffix} file ({type(error).__name__}: {error}). "
-            "Download it again and compare its size."
-        ) from None
 
 
 def _safetensors(path: Path) -> Contents:
@@ -166,7 +177,7 @@ def _torch_zip(path: Path) -> Contents:
 
 
 def _torch_legacy(path: Path) -> Contents:
-    """Four pickles (magic number, protocol, system, object), the storage keys, then count and bytes of each."""
+    """Five pickles (magic number, protocol, system, object, storage keys), then the storages."""
     with path.open("rb") as file:
         view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if pickles.load(view) != _LEGACY_MAGIC or pickles.load(view) != _LEGACY_PROTOCOL:

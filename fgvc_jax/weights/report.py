@@ -19,7 +19,7 @@ class Report:
       resized: our paths whose array was fitted to another size.
       missing: our path -> (key looked for, shape): not in the file.
       unexpected: key -> shape: in the file, with no place in the backbone.
-      misshaped: our path -> (key, shape in the file, shape wanted), both as in the file's layout of axes.
+      misshaped: our path -> (key, shape in the file, shape wanted), in the file's order of axes.
       head: keys of the classifier, left out because the head is new.
       ignored: keys that carry no weights (counters, numbers, strings).
       preprocessing: what images must go through for these weights.

@@ -15,7 +15,8 @@ class Layout(NamedTuple):
       name: of the library that writes it.
       marker: a key that only files of this layout have.
       key: path of ours, 'layer1/0/conv1/kernel', -> key in the file, 'layer1.0.conv1.weight'.
-      preprocessing: fields in which this library's published weights want other images than the backbone says.
+      preprocessing: fields in which this library's published weights want other images than the
+        backbone says.
     """
 
     name: str
@@ -29,8 +30,10 @@ class Table(NamedTuple):
 
     Attributes:
       layouts: the namings that are known.
-      resize: (path of ours, shape there, shape here) -> the function that fits the array, None where there is none.
-      old_names: (pattern, replacement) of keys that earlier versions of a library wrote differently.
+      resize: (path of ours, shape there, shape here) -> the function that fits the array, None
+        where there is none.
+      old_names: (pattern, replacement) of keys that earlier versions of a library wrote
+        differently.
     """
 
     layouts: tuple[Layout, ...]

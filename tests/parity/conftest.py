@@ -7,8 +7,8 @@ import sys
 def _import_torchvision():
     """Imports torchvision where there is one; returns what must stay alive for it.
 
-    Its C++ part cannot load beside a torch of another build, and its Python part then fails on operators
-    that nobody declared. Nothing here uses these operators, so declaring them is enough.
+    Its C++ part cannot load beside a torch of another build, and its Python part then fails on
+    operators that nobody declared. Nothing here uses these operators, so declaring them is enough.
     """
     try:
         torch = importlib.import_module("torch")

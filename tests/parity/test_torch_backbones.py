@@ -1,7 +1,7 @@
 """Backbones against torchvision's and timm's modules, through files in their real formats.
 
-torch's weights are random, with BatchNorm statistics that are far from 0 and 1, saved as their libraries save
-them, and read back by `load_pretrained`.
+torch's weights are random, with BatchNorm statistics that are far from 0 and 1, saved as their
+libraries save them, and read back by `load_pretrained`.
 """
 
 import jax
@@ -19,13 +19,18 @@ timm = pytest.importorskip("timm", reason="parity needs timm")
 
 
 def randomise(model: "torch.nn.Module", seed: int = 0) -> "torch.nn.Module":
-    """Statistics, scales and biases far from their initial 0 and 1, weights so that activations stay moderate."""
+    """Statistics, scales, biases and embeddings far from their initial 0 and 1; in place.
+
+    Linear layers keep the size of what passes through them, so that no part of a block is negligible.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
         if tensor.ndim <= 1 and tensor.is_floating_point():
             noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
             positive = name.endswith(("running_var", "weight"))
             tensor.copy_(0.5 + noise if positive else 0.4 * (noise - 0.5))
+        elif tensor.ndim == 2:
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) / tensor.shape[1] ** 0.5)
         elif "token" in name or "pos_embed" in name:
             tensor.copy_(torch.randn(tensor.shape, generator=generator))
     return model.eval()
@@ -285,3 +290,12 @@ def test_batch_norm_of_torch_over_three_steps(shape):
         theirs.eval()
         there = theirs(torch.from_numpy(np.moveaxis(x, -1, 1).copy()))
         assert relative(np.moveaxis(np.asarray(ours(x)), -1, 1), there) <= 1e-12
+
+
+def test_published_files_are_torchvisions():
+    from fgvc_jax.weights.published import TORCHVISION
+
+    for name, file in TORCHVISION.items():
+        model, _, weights = name.partition(".")
+        published = torchvision.models.get_model_weights(model)[weights]
+        assert published.url == f"https://download.pytorch.org/models/{file}"

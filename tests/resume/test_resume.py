@@ -58,7 +58,7 @@ def every_checkpoint(directory):
     """{'best', 'latest'} -> (step, everything that is stored)."""
     checkpoints = Checkpoints(directory)
     items = ocp.args.Composite(
-        weights=ocp.args.StandardRestore(), optimizer=ocp.args.StandardRestore()
+        weights=ocp.args.StandardRestore(), training=ocp.args.StandardRestore()
     )
     steps = {"best": checkpoints.best(), "latest": checkpoints.latest()}
     found = {

@@ -1,0 +1,67 @@
+"""What a person wants to see at the end of a run: accuracies, a verdict, pairs, seconds, files."""
+
+from pathlib import Path
+
+import numpy as np
+
+from fgvc_jax.data.manifest import Manifest
+from fgvc_jax.phases import evaluate
+
+Results = dict[str, dict]  # by phase, what its DONE.json holds
+
+
+def lines(parts: dict[str, Results], manifest: Manifest, folder: Path) -> list[str]:
+    """The last lines of a run.
+
+    Args:
+      parts: by sub-folder: '' alone, or seed_0, seed_1, ..., each with its refit where there is one.
+    """
+    told: list[str] = []
+    for part, results in parts.items():
+        told += ["", *([f"{part}:"] if len(parts) > 1 else []), *_one(results, manifest)]
+    for refit in (False, True):
+        seeds = {p: r for p, r in parts.items() if p.endswith("refit") == refit}
+        if len(seeds) > 1:
+            told += ["", *over_seeds(list(seeds.values()), " after the refit" if refit else "")]
+    total = sum(result["seconds"] for results in parts.values() for result in results.values())
+    return [*told, f"  {total:.0f} seconds in all", f"  files: {folder}"]
+
+
+def _one(results: Results, manifest: Manifest) -> list[str]:
+    told = []
+    for result in results.values():
+        if "rows" in result:
+            told += evaluate.table(result["rows"], list(manifest.splits))
+        if "comparison" in result:
+            told.append(evaluate.verdict(result["comparison"]))
+    for result in results.values():
+        for split in ("train", "val"):
+            if isinstance(result.get(split), dict) and "pairs" in result[split]:
+                found = result[split]
+                share = found["positive_share"]
+                told.append(f"  {found['pairs']:,} {split} pairs, {share:.1%} of the same class")
+    took = ", ".join(f"{name} {result['seconds']:.0f}" for name, result in results.items())
+    return [*told, f"  seconds: {took}"]
+
+
+def over_seeds(runs: list[Results], note: str = "") -> list[str]:
+    """Mean and standard deviation of top-1 over seeds, and in how many of them the pipeline is better."""
+    evaluations = [r for results in runs for r in results.values() if "rows" in r]
+    told = [f"mean and standard deviation over {len(runs)} seeds{note}, top-1 in percent:"]
+    for name in [row["name"] for row in evaluations[0]["rows"]]:
+        rows = [row for e in evaluations for row in e["rows"] if row["name"] == name]
+        cells = []
+        for split in ("val", "test"):
+            top1 = [100 * row[split]["top1"] for row in rows if split in row]
+            if len(top1) > 1:
+                cells.append(f"{split} {np.mean(top1):6.2f} +- {np.std(top1, ddof=1):.2f}")
+        told.append(f"  {name:<32}{'    '.join(cells)}")
+    found = [e["comparison"] for e in evaluations if "comparison" in e]
+    if found:
+        better = sum(evaluate.is_better(c) for c in found)
+        worse = sum(evaluate.is_better(c | {"b": c["c"], "c": c["b"]}) for c in found)
+        told.append(
+            f"  The pipeline ({found[0]['pipeline']}) is better than the {found[0]['control']} in {better} of "
+            f"{len(found)} seeds, worse in {worse} (McNemar, p < 0.05 each)."
+        )
+    return told

@@ -1,0 +1,51 @@
+"""The order of the examples: a pure function of the seed and the step."""
+
+import numpy as np
+import pytest
+
+from fgvc_jax.data import sampler
+
+
+def epochs(order, examples, batch, count):
+    """The stream of `count` epochs, [count, examples]."""
+    steps = count * examples // batch
+    return np.concatenate([order[i] for i in range(steps)]).reshape(count, examples)
+
+
+def test_a_step_is_the_same_however_it_is_reached():
+    order = sampler.shuffled(10, 4, seed=3)
+    forward = [order[i] for i in range(30)]
+    again = sampler.shuffled(10, 4, seed=3)
+    for i in (29, 0, 17, 3):
+        np.testing.assert_array_equal(again[i], forward[i])
+    tail = order.slice(slice(13, 30))
+    assert len(tail) == 17
+    np.testing.assert_array_equal(np.stack(list(tail)), np.stack(forward[13:]))
+
+
+@pytest.mark.parametrize(("examples", "batch"), [(12, 4), (10, 4), (5, 8)])
+def test_every_example_once_an_epoch_in_an_order_of_its_own(examples, batch):
+    """Also where batches straddle epochs and where a batch is more than an epoch."""
+    order = sampler.shuffled(examples, batch, seed=0)
+    found = epochs(order, examples, batch, 4 * batch)  # so many epochs are whole batches
+    np.testing.assert_array_equal(np.sort(found, axis=1), np.tile(np.arange(examples), (len(found), 1)))
+    assert len({tuple(epoch) for epoch in found}) == len(found)
+    assert all(order[i].shape == (batch,) for i in range(5))
+
+
+def test_seeds_differ_and_examples_do_not_stay_in_their_place():
+    a, b = (epochs(sampler.shuffled(100, 10, seed=s), 100, 10, 20) for s in (1, 2))
+    # Two random orders agree at one place of 100 on average; at 20 of 2000, here.
+    assert (a == b).sum() < 60
+    assert (a == np.arange(100)).sum() < 60
+    # The mean position of an example over 20 epochs is 49.5 +- 6.5.
+    assert abs(a.argsort(axis=1).mean(axis=0) - 49.5).max() < 30
+
+
+@pytest.mark.parametrize(("examples", "batch"), [(10, 4), (8, 4), (3, 8), (1, 1)])
+def test_in_order_covers_every_example_once(examples, batch):
+    batches = sampler.in_order(examples, batch)
+    assert all(rows.shape == mask.shape == (batch,) for rows, mask in batches)
+    assert all(0 <= rows.min() and rows.max() < examples for rows, _ in batches)
+    covered = np.concatenate([rows[mask] for rows, mask in batches])
+    np.testing.assert_array_equal(covered, np.arange(examples))
