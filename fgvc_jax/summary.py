@@ -61,7 +61,7 @@ def over_seeds(runs: list[Results], note: str = "") -> list[str]:
         better = sum(evaluate.is_better(c) for c in found)
         worse = sum(evaluate.is_better(c | {"b": c["c"], "c": c["b"]}) for c in found)
         told.append(
-            f"  The pipeline ({found[0]['pipeline']}) is better than the {found[0]['control']} in {better} of "
-            f"{len(found)} seeds, worse in {worse} (McNemar, p < 0.05 each)."
+            f"  The pipeline ({found[0]['pipeline']}) is better than the {found[0]['control']} in "
+            f"{better} of {len(found)} seeds, worse in {worse} (McNemar, p < 0.05 each)."
         )
     return told

@@ -163,9 +163,9 @@ def test_bfloat16_computation_keeps_float32_parameters(backbone, images):
 
     def step(state, images):
         merged = nnx.merge(graphdef, state)
-        return merged(images), nnx.state(merged).to_pure_dict()
+        return merged(images), nnx.to_pure_dict(nnx.state(merged))
 
-    out, state = jax.eval_shape(step, state.to_pure_dict(), images)
+    out, state = jax.eval_shape(step, nnx.to_pure_dict(state), images)
     assert {x.dtype for x in out.maps.values()} == {jnp.dtype(jnp.bfloat16)}
     assert out.pooled.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}
@@ -212,9 +212,9 @@ def test_batch_norm_groups_under_jit_from_plain_trees(groups):
     @jax.jit
     def step(params, stats, x):
         merged = nnx.merge(graphdef, params, stats)
-        return merged(x), nnx.state(merged, nnx.BatchStat).to_pure_dict()
+        return merged(x), nnx.to_pure_dict(nnx.state(merged, nnx.BatchStat))
 
-    out, stats = step(params.to_pure_dict(), stats.to_pure_dict(), x)
+    out, stats = step(nnx.to_pure_dict(params), nnx.to_pure_dict(stats), x)
     expected, mean, var = numpy_batch_norm(x, groups)
     np.testing.assert_allclose(out, expected, atol=1e-5)  # float32
     np.testing.assert_allclose(stats["mean"], 0.2 * mean, rtol=1e-5)
@@ -274,7 +274,7 @@ def test_many_batch_norms_trace_in_linear_time():
             merged = nnx.merge(graphdef, state)
             for layer in merged:
                 x = layer(x)
-            return x.sum(), nnx.state(merged).to_pure_dict()
+            return x.sum(), nnx.to_pure_dict(nnx.state(merged))
 
         total = 0
 
@@ -286,7 +286,7 @@ def test_many_batch_norms_trace_in_linear_time():
         sys.setprofile(count_event)
         try:
             jax.make_jaxpr(jax.grad(run, has_aux=True, argnums=1))(
-                state.to_pure_dict(), jnp.ones((8, 4))
+                nnx.to_pure_dict(state), jnp.ones((8, 4))
             )
         finally:
             sys.setprofile(before)

@@ -28,18 +28,20 @@ def test_every_example_once_an_epoch_in_an_order_of_its_own(examples, batch):
     """Also where batches straddle epochs and where a batch is more than an epoch."""
     order = sampler.shuffled(examples, batch, seed=0)
     found = epochs(order, examples, batch, 4 * batch)  # so many epochs are whole batches
-    np.testing.assert_array_equal(np.sort(found, axis=1), np.tile(np.arange(examples), (len(found), 1)))
-    assert len({tuple(epoch) for epoch in found}) == len(found)
+    assert (np.sort(found, axis=1) == np.arange(examples)).all()
+    assert (found[1:] != found[:-1]).any(axis=1).mean() > 0.9  # of 120 orders two may be equal
     assert all(order[i].shape == (batch,) for i in range(5))
 
 
 def test_seeds_differ_and_examples_do_not_stay_in_their_place():
-    a, b = (epochs(sampler.shuffled(100, 10, seed=s), 100, 10, 20) for s in (1, 2))
-    # Two random orders agree at one place of 100 on average; at 20 of 2000, here.
-    assert (a == b).sum() < 60
-    assert (a == np.arange(100)).sum() < 60
-    # The mean position of an example over 20 epochs is 49.5 +- 6.5.
-    assert abs(a.argsort(axis=1).mean(axis=0) - 49.5).max() < 30
+    a, b = (epochs(sampler.shuffled(500, 50, seed=s), 500, 50, 20) for s in (1, 2))
+    # Two random orders agree at 1 place of 500 on average: here at about 20 of 10,000. Grain's
+    # shuffle is a cheap one, in which a rare epoch keeps tens of places: 1 % is the bound.
+    assert (a == b).mean() < 0.01
+    assert (a == np.arange(500)).mean() < 0.01
+    assert (a[1:] == a[:-1]).mean() < 0.01
+    # The mean position of an example over 20 epochs is 249.5 +- 32.
+    assert abs(a.argsort(axis=1).mean(axis=0) - 249.5).max() < 160
 
 
 @pytest.mark.parametrize(("examples", "batch"), [(10, 4), (8, 4), (3, 8), (1, 1)])

@@ -1,7 +1,7 @@
 """Re-ranking a classifier's first choices by a comparator's word on each class's nearest training image.
 
-p(c | x) * sigmoid(S(x, nn_c)) over the K most probable classes c, with nn_c the training image of class c that
-is nearest to x and S the comparator's "same class" logit (PCNN, Nguyen et al. 2024, the ancestor of FineNet).
+p(c | x) * sigmoid(S(x, nn_c)) over the K most probable classes c, with nn_c the training image of class c
+that is nearest to x and S the comparator's "same class" logit (PCNN, Nguyen et al. 2024, FineNet's ancestor).
 """
 
 import numpy as np

@@ -13,7 +13,7 @@ METRIC = "selection"  # the validation metric, turned so that higher is better
 
 
 class Checkpoints:
-    """By step, `weights` (parameters and statistics to use) and `training` (what else a resumed run needs)."""
+    """By step, `weights` (parameters and statistics to use) and `training` (all else that resuming needs)."""
 
     def __init__(self, directory: str | Path, keep_every: int = 0):
         """Args: keep_every, a period in steps whose multiples are kept too; 0 for none."""

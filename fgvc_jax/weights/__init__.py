@@ -162,8 +162,8 @@ def _insist(report: Report, name: str, allow: Sequence[str]) -> None:
             [
                 f"{report.source} ({report.layout}) does not fit {name}:",
                 *report.differences(),
-                "Is it the file of another backbone? "
-                "What is meant to differ can be allowed by patterns of its names.",
+                "Is it the file of another backbone? From Python, load_pretrained(..., allow=...) "
+                "takes patterns of names that may differ.",
             ]
         )
     )

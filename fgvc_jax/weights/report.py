@@ -52,6 +52,8 @@ class Report:
                 f"  preprocessing: {p.size} px, {p.interpolation}, crop {p.crop_fraction:g}, "
                 f"mean {_numbers(p.mean)}, std {_numbers(p.std)}"
             )
+        if self.missing or self.misshaped or self.unexpected:
+            lines.append("  allowed to differ; what the file lacks stays random:")
         return "\n".join(lines + self.differences())
 
     def differences(self) -> list[str]:
@@ -70,9 +72,9 @@ class Report:
             for path, (key, there, here) in self.misshaped.items()
         ]
         return [
-            *_section("missing in the file (the backbone keeps its random values)", missing),
+            *_section("missing in the file", missing),
             *_section("in the file, but not in the backbone", unexpected),
-            *_section("of another shape (the backbone keeps its random values)", misshaped),
+            *_section("of another shape", misshaped),
         ]
 
 

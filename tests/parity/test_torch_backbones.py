@@ -76,7 +76,7 @@ def forward(module: nnx.Module, x: np.ndarray) -> backbones.Features:
     module.eval()
     taps = [tap.name for tap in module.info.taps]
     graphdef, state = nnx.split(module)
-    state = state.to_pure_dict()
+    state = nnx.to_pure_dict(state)
     return jax.jit(lambda s, x: nnx.merge(graphdef, s)(x, taps))(state, x)
 
 
@@ -206,10 +206,10 @@ def gradients(module, x, weights):
     def loss(params, rest):
         merged = nnx.merge(graphdef, params, rest)
         value = (weights * merged(x).pooled ** 2).sum()
-        return value, nnx.split(merged, nnx.Param, ...)[2].to_pure_dict()
+        return value, nnx.to_pure_dict(nnx.split(merged, nnx.Param, ...)[2])
 
     run = jax.jit(jax.grad(loss, has_aux=True))
-    grads, stats = run(params.to_pure_dict(), rest.to_pure_dict())
+    grads, stats = run(nnx.to_pure_dict(params), nnx.to_pure_dict(rest))
     flat = {**nnx.traversals.flatten_mapping(grads), **nnx.traversals.flatten_mapping(stats)}
     return {"/".join(map(str, path)): value for path, value in flat.items()}
 

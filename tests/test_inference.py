@@ -1,0 +1,160 @@
+"""A finished run as a Python object: `fgvc_jax.load(RUN)`, in another process than the one that trained."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fgvc_jax
+import tiny
+from fgvc_jax.errors import UserError
+from fgvc_jax.run import run
+
+CLASSES = ("ant", "bee", "cat")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Noise photos of three classes; those in test are of all shapes, one larger than the canvas."""
+    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    shapes = [(20, 24), (24, 20), (60, 30), (17, 31)]
+    for label, name in enumerate(CLASSES):
+        for number in range(10):
+            split, shape = ("test", shapes[number - 6]) if number > 5 else ("train", (20, 24))
+            path = root / split / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (*shape, 3)) // 2 + 40 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(photos, tmp_path_factory):
+    """The workdir of a whole tiny pipeline on them."""
+    config = tiny.pipeline("vit_tiny_patch16_224", "depth=1, width=16, heads=1")
+    config.data.source, config.data.root, config.data.canvas = "folder", str(photos), 40
+    config.data.val_fraction = 0.2
+    for name in ("finetune", "pairs", "retrain", "control"):
+        config[name].length, config[name].batch = "2 steps", 4
+    workdir = tmp_path_factory.mktemp("run")
+    run(config, workdir, say=str)
+    return workdir
+
+
+FRESH = """
+import sys
+import numpy as np
+import fgvc_jax
+run, out, *files = sys.argv[1:]
+classifier = fgvc_jax.load(run, "finetune")
+np.savez(
+    out,
+    probabilities=classifier.predict(files, batch=5),
+    embeddings=classifier.embed(files),
+    classes=classifier.classes,
+    best=classifier.metrics["best"]["top1"],
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def fresh(finished, tmp_path_factory):
+    """What a new process gets for the test images, in the order of the manifest."""
+    manifest = json.loads((finished / "manifest.json").read_text())
+    files = [os.path.join(manifest["root"], file) for file in manifest["splits"]["test"]]
+    out = tmp_path_factory.mktemp("fresh") / "out.npz"
+    command = [sys.executable, "-c", FRESH, str(finished), str(out), *files]
+    subprocess.run(command, check=True, timeout=120)
+    return files, np.load(out)
+
+
+def test_a_fresh_process_predicts_what_the_evaluation_phase_scored(finished, fresh):
+    files, found = fresh
+    assert len(files) == 12 and tuple(found["classes"]) == CLASSES
+    scores = np.load(finished / "evaluate" / "finetune" / "test" / "scores.npy").astype(np.float64)
+    expected = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    assert found["probabilities"].dtype == np.float32 and found["probabilities"].shape == (12, 3)
+    # One program compiled for other batches: the last bits of float32 sums.
+    np.testing.assert_allclose(found["probabilities"], expected, rtol=0, atol=1e-6)
+    assert np.ptp(expected, axis=0).max() > 1e-4  # different images, different answers
+    done = json.loads((finished / "finetune" / "DONE.json").read_text())
+    assert found["best"] == done["validation"]["best"]["top1"]
+    assert found["embeddings"].shape == (12, 16) and found["embeddings"].dtype == np.float32
+
+
+def test_embeddings_are_those_of_the_embedding_phase(finished):
+    manifest = json.loads((finished / "manifest.json").read_text())
+    files = [os.path.join(manifest["root"], file) for file in manifest["splits"]["train"]]
+    saved = np.load(finished / "embed" / "train_embedding.npy")
+    found = fgvc_jax.load(finished, "finetune").embed(files)
+    np.testing.assert_allclose(found, saved, rtol=0, atol=1e-5)  # sums of 16 numbers around 1
+
+
+def test_arrays_and_files_in_any_batch_size_agree(finished, fresh):
+    files, found = fresh
+    classifier = fgvc_jax.load(str(finished), phase="finetune")
+    arrays = [np.asarray(Image.open(file)) for file in files]
+    mixed = [a if i % 2 else f for i, (a, f) in enumerate(zip(arrays, files, strict=True))]
+    for images, batch in ((arrays, 64), (mixed, 1), (files[:1], 3)):
+        probabilities = classifier.predict(images, batch=batch)
+        np.testing.assert_allclose(
+            probabilities, found["probabilities"][: len(images)], rtol=0, atol=1e-6
+        )
+
+
+def test_without_a_name_it_is_the_classifier_best_on_validation(finished):
+    best = {}
+    for name in ("finetune", "retrain", "control"):
+        done = json.loads((finished / name / "DONE.json").read_text())
+        best[name] = done["validation"]["best"]["top1"]
+    classifier = fgvc_jax.load(finished)
+    # Of equals the latest; they were trained in this order.
+    expected = max(reversed(best), key=best.get)
+    assert classifier.phase == finished / expected
+    assert fgvc_jax.load(finished / "retrain").phase == finished / "retrain"
+
+
+def test_last_checkpoint(finished):
+    assert fgvc_jax.load(finished, "finetune", "last").classes == CLASSES
+    with pytest.raises(UserError, match="'best' or 'last'"):
+        fgvc_jax.load(finished, "finetune", "latest")
+
+
+@pytest.mark.parametrize(
+    ("image", "shown"),
+    [
+        (np.zeros((8, 8, 3), np.float32), r"image 1 is float32 \(8, 8, 3\)"),
+        (np.zeros((8, 8), np.uint8), r"image 1 is uint8 \(8, 8\)"),
+        (np.zeros((8, 8, 4), np.uint8), r"image 1 is uint8 \(8, 8, 4\)"),
+        (np.zeros((2, 8, 8, 3), np.uint8), r"image 1 is uint8 \(2, 8, 8, 3\)"),
+    ],
+)
+def test_wrong_arrays_are_named(finished, image, shown):
+    good = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(UserError, match=shown + r".*uint8 \[height, width, 3\], RGB"):
+        fgvc_jax.load(finished).predict([good, image])
+
+
+def test_other_mistakes(finished, tmp_path):
+    classifier = fgvc_jax.load(finished)
+    with pytest.raises(UserError, match="no images were given"):
+        classifier.predict([])
+    with pytest.raises(UserError, match=r"gone.png: cannot be read as an image: no such file"):
+        classifier.predict([tmp_path / "gone.png"])
+    with pytest.raises(UserError, match="'pairs' model, which does not give classes"):
+        fgvc_jax.load(finished, "pairs")
+    with pytest.raises(UserError, match="no finished classifier in .*--workdir"):
+        fgvc_jax.load(tmp_path)
+    with pytest.raises(UserError, match="model.json does not exist"):
+        fgvc_jax.load(finished, "retrian")
+
+
+def test_one_path_in_place_of_a_list(finished, fresh):
+    """A lone string would be read letter by letter."""
+    classifier = fgvc_jax.load(finished)
+    with pytest.raises(UserError, match="a list of images"):
+        classifier.predict(fresh[0][0])
