@@ -196,7 +196,7 @@ def test_the_classifier_is_a_linear_layer_on_the_pooled_features(x64):
     assert outputs["scores"].shape == (BATCH, 3) and outputs["embedding"].shape == (BATCH, WIDTH)
 
 
-def test_unknown_methods_arguments_and_choices_are_named():
+def test_unknown_methods_arguments_and_choices_are_named(x64):
     with pytest.raises(UserError, match="did you mean 'baseline'"):
         methods.get("basline")
     with pytest.raises(UserError, match="'pairs'.*did you mean 'hidden'"):

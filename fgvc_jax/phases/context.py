@@ -100,9 +100,9 @@ class Context:
 
     def _load_backbone(self) -> nnx.Module:
         """The backbone with its pretrained weights, which are kept; with shapes alone where it has none."""
+        backbone = abstract_backbone(self.config, self.dtype())
         if not self.config.model.pretrained:
-            return abstract_backbone(self.config, self.dtype())
-        backbone = make_backbone(self.config, self.dtype())
+            return backbone
         _, report = load_pretrained(backbone, self.config.model.pretrained)
         self.say(report.text)
         _, params, stats = tree.split(backbone)
