@@ -9,6 +9,7 @@ import ast
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 
 from ml_collections import ConfigDict
@@ -265,11 +266,18 @@ def check(config: ConfigDict) -> None:
                     f"phase {name!r} reads {read!r}, which does not come before it in config.phases "
                     f"(before it: {before}){did_you_mean(read, names[:position])}"
                 )
+            wanted = {"mine": "embed"}.get(section.kind, "train")
+            if section.kind == "train" and read == section.pairs:
+                wanted = "mine"
+            if config[read].kind != wanted:
+                raise UserError(
+                    f"phase {name!r} reads {read!r}, which is a phase of kind {config[read].kind!r}; "
+                    f"here one of kind {wanted!r} is needed."
+                )
         if section.kind == "train":
             _check_training(section, name, config, methods)
-        elif section.kind == "embed":
-            choose(section.view, ("eval", "train"), f"config.{name}.view")
-            choose(section.model_from, ("best", "last"), f"config.{name}.model_from")
+        elif section.kind in ("embed", "evaluate"):
+            _check_classifiers(section, name, config, methods)
         elif section.kind == "mine":
             choose(section.similarity, ("cosine", "ip", "l2"), f"config.{name}.similarity")
             choose(section.backend, ("faiss", "jax"), f"config.{name}.backend")
@@ -278,6 +286,13 @@ def check(config: ConfigDict) -> None:
             _at_least(section.batch, 1, f"config.{name}.batch")
     choose(config.model.backbone, backbones.names(), "config.model.backbone")
     choose(config.model.dtype, ("auto", "float32", "bfloat16", "float64"), "config.model.dtype")
+    types = ("float32", "bfloat16", "float64")
+    choose(config.model.param_dtype, types, "config.model.param_dtype")
+    lengths.terms(config.log.every, "config.log.every")
+    for key in ("crop_scale", "crop_ratio", "blur_sigma"):
+        low_high = config.image[key]
+        if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
+            raise UserError(f"config.image.{key} = {low_high}; it is (lowest, highest), above 0.")
     choose(config.protocol, ("val", "refit"), "config.protocol")
     _at_least(config.seeds, 1, "config.seeds")
     choose(config.data.source, ("folder", "digits"), "config.data.source")
@@ -289,6 +304,17 @@ def check(config: ConfigDict) -> None:
     _at_least(config.image.size, 1, "config.image.size")
     if config.image.resize:
         _at_least(config.image.resize, config.image.size, "config.image.resize (or 0)")
+
+
+def _check_classifiers(section: ConfigDict, name: str, config: ConfigDict, methods) -> None:
+    for read in inputs(section):
+        if methods.get(config[read].method).task != "classify":
+            raise UserError(
+                f"phase {name!r} reads {read!r}, whose method {config[read].method!r} gives no class scores."
+            )
+    if section.kind == "embed":
+        choose(section.view, ("eval", "train"), f"config.{name}.view")
+        choose(section.model_from, ("best", "last"), f"config.{name}.model_from")
 
 
 def _check_training(section: ConfigDict, name: str, config: ConfigDict, methods) -> None:
@@ -318,8 +344,40 @@ def _check_training(section: ConfigDict, name: str, config: ConfigDict, methods)
         )
     for key in ("learning_rate", "weight_decay", "clip", "sam_rho", "sam_eta", "patience"):
         _at_least(section[key], 0, f"config.{name}.{key}")
-    if section.pairs and config[section.pairs].kind != "mine":
-        raise UserError(f"config.{name}.pairs = {section.pairs!r} is not a mining phase.")
+    views = methods.get(section.method).views
+    if bool(section.pairs) != (views == 2):
+        trains_on, wants = (
+            ("pairs", "name a mining phase") if views == 2 else ("images", "be empty")
+        )
+        raise UserError(
+            f"config.{name}.pairs = {section.pairs!r}: method {section.method!r} trains on {trains_on}, "
+            f"so it must {wants}."
+        )
+    for key in ("no_decay", "freeze"):
+        _check_patterns(section[key], f"config.{name}.{key}")
+    if any(
+        not isinstance(entry, tuple) or len(entry) != 2 for entry in section.learning_rate_scale
+    ):
+        raise UserError(
+            f"config.{name}.learning_rate_scale = {section.learning_rate_scale}; it is a tuple of "
+            "(pattern, factor), such as (('head/.*', 10.0),)."
+        )
+    _check_patterns(
+        (p for p, _ in section.learning_rate_scale), f"config.{name}.learning_rate_scale"
+    )
+    for key in ("warmup", "eval_every", "keep_every"):
+        if section[key]:
+            lengths.terms(section[key], f"config.{name}.{key}")
+    for text in section.schedule_steps:
+        lengths.terms(text, f"config.{name}.schedule_steps")
+
+
+def _check_patterns(patterns: Iterable[str], where: str) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"{where}: {pattern!r} is not a regular expression: {error}.") from None
 
 
 def _at_least(value, lowest, where: str) -> None:

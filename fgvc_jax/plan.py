@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from fgvc_jax import config as configs
+from fgvc_jax import lengths
 from fgvc_jax.data.feed import BATCH
 from fgvc_jax.data.manifest import Manifest, Split
 from fgvc_jax.errors import UserError
@@ -32,7 +33,6 @@ def costs(context: Context, done: dict[str, dict]) -> dict[str, PhaseCost]:
     """The cost of each phase; pairs that are not yet mined are counted as 2Q-1 an image."""
     config, result = context.config, {}
     splits = {name: len(s.labels) for name, s in context.manifest.splits.items()}
-    second = None if len(done) == len(configs.phases(config)) else seconds_per_image(context)
     known = dict(context.results)
     for name in configs.phases(config):
         section = config[name]
@@ -56,16 +56,25 @@ def costs(context: Context, done: dict[str, dict]) -> dict[str, PhaseCost]:
             forward = splits["train"] + splits.get("val", 0)
         elif section.kind == "evaluate":
             forward = 4 * (splits.get("val", 0) + splits.get("test", 0)) + splits["train"]
-        frozen = section.kind == "train" and tree.matches(section.freeze, "backbone/x")
-        work = backward * (1 if frozen else 3) + forward
-        result[name] = PhaseCost(backward, forward, steps, work * (second or 0))
+        result[name] = PhaseCost(backward, forward, steps, 0.0)
     context.results = known
     return result
 
 
-def _every(context: Context, name: str, cost, examples: int) -> int:
-    from fgvc_jax import lengths
+def timed(context: Context, costs: dict[str, PhaseCost]) -> dict[str, PhaseCost]:
+    """The costs with seconds: a backward pass costs two forward passes, none where the backbone is frozen."""
+    second, result = seconds_per_image(context), {}
+    for name, cost in costs.items():
+        section = context.config[name]
+        frozen = section.kind == "train" and tree.matches(section.freeze, "backbone/x")
+        passes = cost.backward * (1 if frozen else 3) + cost.forward
+        if section.kind == "train" and section.sam_rho:
+            passes += cost.backward * (1 if frozen else 3)
+        result[name] = cost._replace(seconds=passes * second)
+    return result
 
+
+def _every(context: Context, name: str, cost, examples: int) -> int:
     return lengths.steps(
         context.config[name].eval_every,
         where=f"config.{name}.eval_every",

@@ -133,22 +133,27 @@ def _phases(context: Context, sources: list[Path]) -> dict[str, dict]:
     for name in names:
         hashes[name] = configs.phase_hash(config, name, hashes, digest)
         shorter[name] = configs.phase_hash(config, name, hashes, digest, without=("length",))
-    done = {}
+    done: dict[str, dict] = {}
     for name in names:
-        found = workdir.done(context.workdir / name)
-        if found.get("hash") != hashes[name] and context.main:
+        directory = context.workdir / name
+        found = workdir.done(directory)
+        if found.get("hash") != hashes[name] and sources and context.main:
+            steps = plan.costs(context, done)[name].steps
             both = (hashes[name], shorter[name])
-            found = workdir.take_over(name, context.workdir / name, both, sources, say)
+            found = workdir.take_over(name, directory, both, steps, sources, say)
         if found.get("hash") == hashes[name]:
             done[name] = found
     todo = [name for name in names if name not in done]
     if not todo:
         say("all phases are done.")
-    else:  # every image is decoded before anything trains, so that a broken one is told now
+    costs = plan.costs(context, done)
+    if todo:  # what is wrong with arguments or images is told before anything trains
+        for name in todo:
+            if config[name].kind == "train":
+                train.check(context, name)
         for split in context.manifest.splits:
             context.canvases(split)
-    costs = plan.costs(context, done)
-    if todo:
+        costs = plan.timed(context, costs)
         for line in plan.lines(costs, done):
             say(line)
     for name in names:

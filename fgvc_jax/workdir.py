@@ -14,6 +14,8 @@ from fgvc_jax.data import manifest as manifests
 from fgvc_jax.errors import UserError
 from fgvc_jax.phases.context import write_json
 
+LENGTHENED = "LENGTHENED.json"  # in a phase that went on from a shorter one of another workdir
+
 
 class Lock:
     """One run at a time in a workdir; freed by the system when the process dies."""
@@ -82,6 +84,7 @@ def take_over(
     name: str,
     directory: Path,
     hashes: tuple[str, str],
+    steps: int,
     sources: Sequence[Path],
     say: Callable[[str], None],
 ) -> dict:
@@ -92,18 +95,23 @@ def take_over(
     Args:
       directory: of the phase in this workdir.
       hashes: of all that the phase depends on, and of all but its length.
+      steps: its length.
       sources: workdirs.
     """
     for source in sources:
         there, found = source / name, done(source / name)
-        if found and found["hash"] == hashes[0]:
+        # What came out of a lengthened phase is not what training it in one go would have given.
+        lengthened = any(source.glob(f"*/{LENGTHENED}"))
+        if found and found["hash"] == hashes[0] and not lengthened:
             _copy(there, directory)
             say(f"{name}: taken from {there}")
             return found
     for source in sources:
         there, found = source / name, done(source / name)
-        if found.get("hash_but_length") == hashes[1] and not directory.exists():
+        shorter = found.get("hash_but_length") == hashes[1] and 0 < found.get("steps", 0) < steps
+        if shorter and not directory.exists():
             _copy(there, directory, without="DONE.json")
+            write_json(directory / LENGTHENED, {"from": str(there), "steps": found["steps"]})
             say(f"{name}: {found['steps']} steps taken from {there}, which differs in length")
             return {}
     return {}

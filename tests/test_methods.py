@@ -199,7 +199,7 @@ def test_the_classifier_is_a_linear_layer_on_the_pooled_features(x64):
 def test_unknown_methods_arguments_and_choices_are_named(x64):
     with pytest.raises(UserError, match="did you mean 'baseline'"):
         methods.get("basline")
-    with pytest.raises(UserError, match="'pairs'.*did you mean 'hidden'"):
+    with pytest.raises(UserError, match=r"'pairs'.*did you mean 'hidden'"):
         methods.create("pairs", None, 3, hiden=3)
-    with pytest.raises(UserError, match="init.*'xavier'"):
+    with pytest.raises(UserError, match=r"init.*'xavier'"):
         methods.create("pairs", Backbone(nnx.Rngs(0)), 3, rngs=nnx.Rngs(1), init="xavir")

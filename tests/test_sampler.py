@@ -48,6 +48,6 @@ def test_seeds_differ_and_examples_do_not_stay_in_their_place():
 def test_in_order_covers_every_example_once(examples, batch):
     batches = sampler.in_order(examples, batch)
     assert all(rows.shape == mask.shape == (batch,) for rows, mask in batches)
-    assert all(0 <= rows.min() and rows.max() < examples for rows, _ in batches)
+    assert all(rows.min() >= 0 and rows.max() < examples for rows, _ in batches)
     covered = np.concatenate([rows[mask] for rows, mask in batches])
     np.testing.assert_array_equal(covered, np.arange(examples))

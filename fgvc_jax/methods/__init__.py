@@ -36,7 +36,7 @@ def get(name: str) -> type[nnx.Module]:
 def create(name: str, backbone: nnx.Module, num_classes: int, **arguments) -> nnx.Module:
     """A method by name; UserError for an argument that it does not take."""
     method = get(name)
-    known = list(inspect.signature(method.__init__).parameters)[1:]
+    known = set(inspect.signature(method.__init__).parameters) - {"self", "backbone", "num_classes"}
     for argument in arguments:
         choose(argument, known, f"argument of method {name!r}:")
     return method(backbone, num_classes, **arguments)

@@ -27,7 +27,10 @@ def conv(
 
     def product(x, kernel):
         x = x[:, :: window_strides[0], :: window_strides[1]]
-        return jnp.dot(x, kernel[0, 0], precision=rest.get("precision"))
+        # The barrier, at the gradient too, keeps XLA from computing all that leads there anew inside
+        # the transposition that the kernel's gradient needs, with strided reads.
+        y = jnp.dot(x, kernel[0, 0], precision=rest.get("precision"))
+        return lax.optimization_barrier(y)
 
     pads = padding in ("SAME", "VALID") or not any(sum(map(tuple, padding), ()))
     dilated = any(set(rest.get(name) or (1,)) != {1} for name in ("lhs_dilation", "rhs_dilation"))

@@ -17,6 +17,7 @@ from fgvc_jax.config import arguments
 from fgvc_jax.data import cache, feed
 from fgvc_jax.data.augment import View
 from fgvc_jax.data.manifest import Manifest
+from fgvc_jax.errors import UserError
 from fgvc_jax.model import Description, load_description
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree
@@ -86,11 +87,15 @@ class Context:
     def describe(self, section: ConfigDict) -> Description:
         """The model of a training section."""
         model = self.config.model
+        method_arguments = arguments(section.arguments, "the method's arguments")
+        for name in method_arguments:
+            if name in ("rngs", "dtype", "param_dtype"):
+                raise UserError(f"{name} is not set by a method's arguments; see config.model.")
         return Description(
             backbone=model.backbone,
             backbone_arguments=backbone_arguments(self.config),
             method=section.method,
-            method_arguments=arguments(section.arguments, "arguments"),
+            method_arguments=method_arguments,
             classes=self.manifest.classes,
             view=self.view,
             canvas=self.config.data.canvas,

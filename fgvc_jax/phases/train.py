@@ -5,12 +5,14 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 
 from fgvc_jax import lengths, methods
 from fgvc_jax.data import sampler
 from fgvc_jax.data.feed import Feed
+from fgvc_jax.errors import UserError
 from fgvc_jax.metrics import classification
-from fgvc_jax.metrics.progress import Progress, duration
+from fgvc_jax.metrics.progress import Progress
 from fgvc_jax.metrics.writers import Writer
 from fgvc_jax.mining import pairs as mined
 from fgvc_jax.phases.context import Context
@@ -21,6 +23,26 @@ from fgvc_jax.train.checkpoint import METRIC, Checkpoints
 from fgvc_jax.train.microbatch import accumulate
 from fgvc_jax.train.predict import predict_all
 from fgvc_jax.train.sam import l2_in_loss, sam
+
+
+def check(context: Context, name: str) -> None:
+    """Builds the model's shapes, so that mistakes in its arguments and patterns are told before any training.
+
+    Raises:
+      UserError: an argument that the backbone or method does not take, a pattern that matches nothing.
+    """
+    section = context.config[name]
+    module = nnx.eval_shape(context.describe(section).build)
+    _, params, _ = tree.split(module)
+    patterns = [(pattern, "freeze") for pattern in section.freeze]
+    patterns += [(pattern, "learning_rate_scale") for pattern, _ in section.learning_rate_scale]
+    for pattern, key in patterns:
+        if not any(tree.matches([pattern], path) for path in params):
+            raise UserError(
+                f"config.{name}.{key}: {pattern!r} matches no parameter. They are called, for instance, "
+                f"{', '.join([*list(params)[:3], list(params)[-1]])}."
+            )
+    meshes.check_batch(section.batch, context.mesh, f"config.{name}.batch")
 
 
 class Examples(NamedTuple):
@@ -42,6 +64,11 @@ def run(context: Context, name: str) -> dict:
     seconds = loop.Seconds()
     folder = context.directory(name)
     train, val = _examples(context, section, "train"), _examples(context, section, "val")
+    if train is None:
+        raise UserError(
+            f"phase {name!r} has nothing to train on: {section.pairs!r} found no pairs. Search more classes "
+            "(top_classes), or train the model that embeds longer."
+        )
     cost = cost_of(context, name, len(train.index))
 
     description = context.describe(section)
@@ -253,6 +280,8 @@ def _examples(context: Context, section, split: str) -> Examples | None:
     if not path.exists():
         return None
     pairs = mined.load(path)
+    if not len(pairs.query):
+        return None
     index = np.stack([pairs.query, pairs.neighbour], axis=1)
     return Examples(context.feed([split, "train"]), index, pairs.label)
 
@@ -283,9 +312,3 @@ def _initial_model(context: Context, section, description):
         f"{len(params) + len(stats) - taken} fresh"
     )
     return tree.merge(static, params, stats)
-
-
-def plan_line(name: str, cost: Cost, seconds: float | None, exact: bool) -> str:
-    about = "" if exact else "about "
-    time = f", roughly {duration(seconds)}" if seconds is not None else ""
-    return f"  {name:<12} {about}{cost.images:,} images in {cost.steps:,} steps{time}"

@@ -26,7 +26,7 @@ def after_evaluation(
     With a patience the learning rate is multiplied by `factor` once more than `plateau_patience` evaluations
     in a row were no better than the best, as torch's ReduceLROnPlateau with threshold 0 does.
     """
-    better = selection > course["best"]
+    better = np.float32(selection) > course["best"]  # as it is stored, so that equal is equal
     since_drop = 0 if better else int(course["since_drop"]) + 1
     rate_factor = float(course["rate_factor"])
     if plateau_patience and since_drop > plateau_patience:

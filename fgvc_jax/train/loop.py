@@ -111,11 +111,12 @@ def fit(
             pending = (number, metrics)
         progress.update()
         evaluating = number % eval_every == 0 or number == total_steps
-        saving = evaluating or stop.requested or (keep_every and number % keep_every == 0)
+        stopping = bool(stop.requested)  # looked at once: a later signal waits for the next step
+        saving = evaluating or stopping or (keep_every and number % keep_every == 0)
         if saving:
             with seconds.measure("steps"):
                 read()
-        if number % log_every == 0 or evaluating:
+        if number % log_every == 0 or evaluating or stopping:
             log()
         if evaluating:
             with seconds.measure("evaluate"):
@@ -139,7 +140,7 @@ def fit(
         if evaluating and course.is_over(state["course"], patience):
             progress.write(f"  stopped early at step {number}: no better in {patience} evaluations")
             break
-        if number < total_steps:
+        if stopping and number < total_steps:
             stop.check()
     return state
 

@@ -1,0 +1,220 @@
+"""A run of phases: what makes a phase another one, what is skipped, refused and left alone."""
+
+import fcntl
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from absl import flags
+from ml_collections import config_flags
+
+from fgvc_jax import config as configs
+from fgvc_jax import run as runs
+from fgvc_jax.errors import UserError
+from fgvc_jax.train import tree
+
+
+def small():
+    """One training phase of two steps of a very small ViT."""
+    config = tiny.pipeline("vit_tiny_patch16_224", "depth=1, width=16, heads=1")
+    config.phases = ("finetune",)
+    config.finetune.length = config.finetune.eval_every = "2 steps"
+    return config
+
+
+# What a phase is
+
+
+def hashes(config):
+    found = {}
+    for name in configs.phases(config):
+        found[name] = configs.phase_hash(config, name, found, "images")
+    return found
+
+
+def changed(key, value):
+    """The phases whose hash another value of a key changes."""
+    config = tiny.pipeline()
+    before = hashes(config)
+    section, _, leaf = key.rpartition(".")
+    target = config[section] if section else config
+    assert target[leaf] != value
+    target[leaf] = value
+    after = hashes(config)
+    return [name for name in before if before[name] != after[name]]
+
+
+ALL = list(configs.phases(tiny.pipeline()))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        # what all of them compute from
+        ("seed", 1, ALL),
+        ("data.split_seed", 1, ALL),
+        ("data.root", "elsewhere", ALL),
+        ("image.flip", 0.0, ALL),
+        ("model.backbone", "resnet34", ALL),
+        ("model.dtype", "bfloat16", ALL),
+        # their own section, and what comes from it
+        ("finetune.learning_rate", 0.06, ALL),
+        ("embed.view", "train", ["embed", "mine", "pairs", "retrain", "control", "evaluate"]),
+        ("mine.top_classes", 4, ["mine", "pairs", "retrain", "control", "evaluate"]),
+        ("pairs.length", "9 steps", ["pairs", "retrain", "control", "evaluate"]),
+        # the control's length is that of pairs + retrain
+        ("retrain.alpha", 0.6, ["retrain", "control", "evaluate"]),
+        ("control.momentum", 0.8, ["control", "evaluate"]),
+        ("evaluate.neighbours", 3, ["evaluate"]),
+        # where it is watched and placed
+        ("log.every", "3 steps", []),
+        ("log.tensorboard", True, []),
+        ("devices.shard_parameters", 2, []),
+        ("data.cache", "elsewhere", []),
+        ("data.feed", "streamed", []),
+        ("data.resident_gb", 1.0, []),
+    ],
+)
+def test_a_hash_changes_with_what_a_phase_computes_from(key, value, expected):
+    assert changed(key, value) == expected
+
+
+def test_a_hash_changes_with_the_images_and_not_with_the_list_of_phases():
+    config = tiny.pipeline()
+    found = configs.phase_hash(config, "finetune", {}, "images")
+    assert found != configs.phase_hash(config, "finetune", {}, "other images")
+    config.phases = ("finetune", "evaluate")
+    assert found == configs.phase_hash(config, "finetune", {}, "images")
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("finetune,evaluate", ("finetune", "evaluate")),
+        ("finetune, embed ,mine", ("finetune", "embed", "mine")),
+        ("finetune,", ("finetune",)),
+        ("finetune", ("finetune",)),
+    ],
+)
+def test_phases_as_typed_on_a_command_line(typed, expected, monkeypatch):
+    """absl makes one string of the list."""
+    monkeypatch.setattr(sys, "argv", ["launch.py", f"--config.phases={typed}"])
+    values = flags.FlagValues()
+    config = tiny.pipeline()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values)
+    values(sys.argv)
+    assert configs.phases(values.config) == expected
+    configs.check(values.config)
+
+
+# Running
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(workdir, what run returned) of a finished run."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, runs.run(small(), folder, say=lambda line: None)
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_finished_phase_is_skipped(finished, monkeypatch):
+    folder, results = finished
+    before = contents(folder / "finetune")
+    assert results[""]["finetune"]["steps"] == 2
+
+    def fail(*_):
+        raise AssertionError("ran again")
+
+    monkeypatch.setitem(runs.PHASES, "train", fail)
+    said = []
+    config = small()
+    config.log.every = "1 steps"  # how it is watched does not matter
+    assert runs.run(config, folder, say=said.append) == results
+    assert "all phases are done." in said
+    assert contents(folder / "finetune") == before
+
+    # Without its DONE.json a phase is not finished.
+    (folder / "finetune" / "DONE.json").rename(folder / "away")
+    with pytest.raises(AssertionError, match="ran again"):
+        runs.run(config, folder, say=said.append)
+    (folder / "away").rename(folder / "finetune" / "DONE.json")
+
+
+def test_a_dry_run_leaves_the_run_alone(finished):
+    folder, _ = finished
+    before = contents(folder)
+    config = small()
+    config.finetune.length = "1000 epochs"  # another config than the workdir's, too
+    results = runs.run(config, folder, dry_run=True, say=lambda line: None)
+    assert results[""]["finetune"]["steps"] == 2
+    after = contents(folder)
+    assert {path: after[path] for path in before} == before
+    new = after.keys() - before.keys()
+    assert new and all(path.parts[0] == "dry_run" for path in new)
+
+
+def test_a_workdir_in_use_is_refused(tmp_path):
+    """Locks of two opened files exclude each other within one process too."""
+    with open(tmp_path / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is running in"):
+            runs.run(small(), tmp_path, say=lambda line: None)
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+# Blending by path
+
+
+def weights(seed, dtype=np.float32):
+    """Parameters or statistics: shared ones, one of another shape, one that only one has, a head."""
+    draw = np.random.default_rng(seed)
+    shapes = {
+        "backbone/conv/kernel": (3, 4),
+        "backbone/bn/mean": (4,),
+        "backbone/bn/var": (4,),
+        "backbone/pos_embed": (5 + seed, 2),
+        f"backbone/only_{seed}": (2,),
+        "head/kernel": (4, 3),
+    }
+    return {path: jnp.asarray(draw.normal(size=shape), dtype) for path, shape in shapes.items()}
+
+
+def test_blend_is_by_path():
+    first, second = weights(1), weights(2)
+    found = tree.blend(first, second, 0.2, "backbone/")
+    assert found.keys() == first.keys()
+    for path in ("backbone/conv/kernel", "backbone/bn/mean", "backbone/bn/var"):
+        expected = 0.2 * np.float64(first[path]) + 0.8 * np.float64(second[path])
+        np.testing.assert_allclose(found[path], expected, rtol=0, atol=1e-6)  # float32 near 1
+        assert found[path].dtype == first[path].dtype
+    # Another shape, no partner, outside the prefix: the first's.
+    for path in ("backbone/pos_embed", "backbone/only_1", "head/kernel"):
+        np.testing.assert_array_equal(found[path], first[path])
+
+
+def test_the_order_of_the_paths_does_not_matter():
+    first, second = weights(1), weights(2)
+    backwards = dict(reversed(second.items()))
+    found, again = (tree.blend(first, other, 0.5, "backbone/") for other in (second, backwards))
+    for path in first:
+        np.testing.assert_array_equal(found[path], again[path])
+
+
+def test_the_ends_of_a_blend_are_the_two_to_the_bit():
+    first, second = weights(1), weights(2)
+    second["backbone/conv/kernel"] = second["backbone/conv/kernel"].at[0, 0].set(jnp.nan)
+    for path, value in tree.blend(first, second, 1.0, "backbone/").items():
+        np.testing.assert_array_equal(value, first[path])
+    found = tree.blend(first, second, 0.0, "backbone/")
+    for path in ("backbone/conv/kernel", "backbone/bn/mean", "backbone/bn/var"):
+        np.testing.assert_array_equal(found[path], second[path])
