@@ -60,11 +60,10 @@ def engine(module, *, freeze=(), rate=0.1, momentum=0.9, dtype=jnp.float32, tota
         rate=optim.schedule("constant", peak=rate, total=total_steps),
         scales=dict.fromkeys(trainable, 1.0),
         freeze=freeze,
-        seed=SEED,
         total_steps=total_steps,
         dtype=dtype,
     )
-    return state, lambda state: function(state, (), batch)
+    return state, lambda state: function(state, (), batch, np.uint32(SEED))
 
 
 # Draws

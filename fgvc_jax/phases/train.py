@@ -134,14 +134,14 @@ def run(context: Context, name: str) -> dict:
         rate=rate,
         scales=optim.learning_rate_scales(trainable, tuple(section.learning_rate_scale)),
         freeze=freeze,
-        seed=phase_seed(config.seed, name),
         total_steps=cost.steps,
         dtype=context.dtype(),
         wrap=lambda gradient: _wrap(gradient, section, trainable),
         ema=section.ema,
     )
 
-    order = sampler.shuffled(len(train.index), section.batch, phase_seed(config.seed, name))
+    seed = np.uint32(phase_seed(config.seed, name))
+    order = sampler.shuffled(len(train.index), section.batch, int(seed))
     examples = {"index": train.index, "label": train.labels}
     batches = train.feed.stream(order.slice(slice(first, cost.steps)), examples)
     if first < cost.steps:
@@ -150,7 +150,7 @@ def run(context: Context, name: str) -> dict:
             example = train.feed.batch(
                 **{key: column[order[first]] for key, column in examples.items()}
             )
-            train_step = train_step.lower(state, train.feed.resident, example).compile()
+            train_step = train_step.lower(state, train.feed.resident, example, seed).compile()
 
     def evaluate(state) -> dict[str, float] | None:
         if val is None:
@@ -171,7 +171,9 @@ def run(context: Context, name: str) -> dict:
         with progress:
             state = loop.fit(
                 state,
-                step_function=lambda state, batch: train_step(state, train.feed.resident, batch),
+                step_function=lambda state, batch: train_step(
+                    state, train.feed.resident, batch, seed
+                ),
                 batches=batches,
                 first_step=first,
                 total_steps=cost.steps,

@@ -27,7 +27,7 @@ from fgvc_jax.train import mesh as meshes
 State = dict[str, Any]
 
 
-def example_keys(seed: int, step, update: int, batch: int) -> jax.Array:
+def example_keys(seed, step, update: int, batch: int) -> jax.Array:
     """A key for each position of the global batch: [batch]."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), update)
     return jax.vmap(lambda position: jax.random.fold_in(key, position))(jnp.arange(batch))
@@ -85,13 +85,14 @@ def train_step(
     rate: Callable,
     scales: dict[str, float],
     freeze: Sequence[str],
-    seed: int,
     total_steps: int,
     dtype,
     wrap: Callable = lambda gradient: gradient,
     ema: float = 0.0,
 ):
-    """The jitted step: (state, resident, batch) -> (state, metrics), the state donated.
+    """The jitted step: (state, resident, batch, seed) -> (state, metrics), the state donated.
+
+    The seed is an argument, so that runs with several seeds share one compilation.
 
     Args:
       module: the method around its backbone, in train mode. Each of `module.updates` is one optimizer
@@ -139,7 +140,7 @@ def train_step(
 
     applies = [one_update(number) for number in range(len(updates))]
 
-    def step(state: State, resident, batch):
+    def step(state: State, resident, batch, seed):
         pixels, sizes = feed.gather(resident, batch, mesh)
         now, examples = state["step"], pixels.shape[0]
         keys = example_keys(seed, now, 0, examples)
