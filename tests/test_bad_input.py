@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import types
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def refused(start, tmp_path):
     """refused(*arguments) -> the one message; no phase has left anything afterwards."""
 
     def run(*arguments: str) -> str:
-        workdir = tmp_path / "run"
+        workdir = Path(tempfile.mkdtemp(dir=tmp_path), "run")
         status, _, err = start(*arguments, f"--workdir={workdir}")
         assert status == 2
         assert err.startswith("error: ") and err.count("error:") == 1 and "Traceback" not in err
@@ -351,7 +352,7 @@ def test_phases_as_typed(start, photos, tmp_path):
         ([FINER, "--config.mine.top_classes=0"], "config.mine.top_classes = 0"),
         ([FINER, "--config.mine.similarity=cos"], "did you mean 'cosine'"),
         ([FINER, "--config.retrain.alpha=1.5"], "config.retrain.alpha = 1.5"),
-        ([FINER, "--config.pairs.pairs=embed"], "config.pairs.pairs = 'embed' is not a mining"),
+        ([FINER, "--config.pairs.pairs=embed"], "'embed', which is a phase of kind 'embed'"),
     ],
     ids=lambda value: value[-1].removeprefix("--config.") if isinstance(value, list) else "",
 )
@@ -383,45 +384,50 @@ def test_length_with_an_unknown_unit(refused):
         lengths.steps("3 weeks", where="eval_every", images_per_step=1, images_per_epoch=1)
 
 
-@missing
 @pytest.mark.parametrize(
     ("argument", "expected"),
     [
-        ("data.val_fraction=10", "config.data.val_fraction = 10"),
-        ("data.test_fraction=1", "config.data.test_fraction = 1"),
-        ("data.split_seed=-1", "config.data.split_seed = -1"),
-        ("data.canvas=0", "config.data.canvas = 0"),
-        ("image.mean=(0.5,0.5)", "config.image.mean"),
-        ("image.std=(0.,0.,0.)", "config.image.std"),
-        ("image.flip=2", "config.image.flip = 2"),
         ("image.crop_scale=(1.0,0.5)", "config.image.crop_scale"),
         ("model.param_dtype=float33", "config.model.param_dtype = 'float33' is unknown"),
-        ("model.dtype=float64", "JAX_ENABLE_X64"),
-        ("model.arguments=width=abc", "config.model.arguments = 'width=abc'"),
-        ("model.arguments=depth=1.5", "config.model.arguments = 'depth=1.5'"),
-        ("model.arguments=heads=0", "config.model.arguments = 'heads=0'"),
-        ("model.arguments=**{'width': 3}", "not of the form"),
-        ("finetune.arguments=label_smoothing=abc", "label_smoothing='abc'"),
-        ("finetune.arguments=rngs=0", "'rngs'"),
-        ("finetune.method=pairs", "trains on pairs"),
-        ("finetune.length=0 epochs", "config.finetune.length = '0 epochs'"),
-        ("finetune.freeze=('backbone/(',)", "is no pattern"),
+        ("finetune.arguments=rngs=0", "rngs"),
+        ("finetune.method=pairs", "method 'pairs' trains on pairs"),
+        ("finetune.freeze=('backbone/(',)", "is not a regular expression"),
         ("finetune.freeze=('backbon/.*',)", "'backbon/.*' matches no"),
-        ("finetune.freeze=('.*',)", "leaves nothing to train"),
         ("finetune.learning_rate_scale=(('head',10.),)", "'head' matches no"),
         ("finetune.learning_rate_scale=('head',10.)", "config.finetune.learning_rate_scale"),
         ("log.every=2", "config.log.every = '2' is not a length"),
-        ("evaluate.neighbours=0", "config.evaluate.neighbours = 0"),
-        ("evaluate.compare=('a',)", "config.evaluate.compare"),
-        ("phases=evaluate", "no classifier"),
+        *(
+            pytest.param(argument, expected, marks=missing)
+            for argument, expected in (
+                ("data.val_fraction=10", "config.data.val_fraction = 10"),
+                ("data.test_fraction=1", "config.data.test_fraction = 1"),
+                ("data.split_seed=-1", "config.data.split_seed = -1"),
+                ("data.canvas=0", "config.data.canvas = 0"),
+                ("image.mean=(0.5,0.5)", "config.image.mean"),
+                ("image.std=(0.,0.,0.)", "config.image.std"),
+                ("image.flip=2", "config.image.flip = 2"),
+                ("model.dtype=float64", "JAX_ENABLE_X64"),
+                ("model.arguments=width=abc", "config.model.arguments = 'width=abc'"),
+                ("model.arguments=depth=1.5", "config.model.arguments = 'depth=1.5'"),
+                ("model.arguments=heads=0", "config.model.arguments = 'heads=0'"),
+                ("model.arguments=**{'width': 3}", "not of the form"),
+                ("finetune.arguments=label_smoothing=abc", "label_smoothing=abc"),
+                ("finetune.arguments=label_smoothing=2", "label_smoothing=2"),
+                ("finetune.length=0 epochs", "config.finetune.length = '0 epochs'"),
+                ("finetune.freeze=('.*',)", "leaves nothing to train"),
+                ("evaluate.neighbours=0", "config.evaluate.neighbours = 0"),
+                ("evaluate.compare=('a',)", "config.evaluate.compare"),
+                ("phases=evaluate", "no classifier"),
+            )
+        ),
     ],
     ids=lambda text: text.partition("=")[0],
 )
-def test_impossible_values_that_pass_today_or_end_in_a_traceback(start, photos, argument, expected):
-    command = (*TINY, f"--config.data.root={photos}")
-    status, _, err = start(*command, f"--config.{argument}", f"--workdir={photos}/../run")
-    assert status == 2 and err.count("error: ") == 1
-    assert expected in err.partition("error: ")[2]
+def test_impossible_values(start, photos, argument, expected):
+    command = (*TINY, f"--config.data.root={photos}", f"--workdir={photos}/../run")
+    status, _, err = start(*command, f"--config.{argument}")
+    assert status == 2 and err.startswith("error: ") and err.count("error: ") == 1
+    assert expected in err
 
 
 @missing
@@ -444,7 +450,6 @@ def test_workdir_that_cannot_be_made(start, photos, tmp_path):
         assert status == 2 and f"--workdir={workdir}" in err
 
 
-@missing
 def test_mining_that_found_no_pairs(start, photos, tmp_path, monkeypatch):
     mine = pairs.mine
     monkeypatch.setattr(pairs, "mine", lambda *a, **k: pairs.Pairs(*(x[:0] for x in mine(*a, **k))))

@@ -266,7 +266,7 @@ def shrunk(name: str, root: Path):
             section.batch = 4
             section.warmup = "0 steps"  # else the one step has rate 0
             # The same in all variants, which then share what is compiled.
-            section.learning_rate = 0.1 if phase == "finetune" else 0.01
+            section.learning_rate = 0.1 if phase in ("finetune", "control") else 0.01
         elif "batch" in section:
             section.batch = 8
     if config.data.source == "digits":

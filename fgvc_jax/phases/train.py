@@ -1,5 +1,6 @@
 """A training phase: from the data and earlier weights to checkpoints and model.json."""
 
+import io
 import zlib
 from typing import NamedTuple
 
@@ -166,6 +167,7 @@ def run(context: Context, name: str) -> dict:
         cost.images // cost.steps,
         first_step=first,
         later_seconds=context.later_seconds,
+        stream=None if context.main else io.StringIO(),
     )
     try:
         with progress:

@@ -50,6 +50,10 @@ class Checkpoints:
             force=True,
         )
 
+    def preempted(self, step: int) -> bool:
+        """Whether one of several processes was told to stop; true in all of them at the same step."""
+        return jax.process_count() > 1 and self.manager.reached_preemption(step)
+
     def latest(self) -> int | None:
         return self.manager.latest_step()
 

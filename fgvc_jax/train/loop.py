@@ -6,6 +6,7 @@ are read, so that nothing that came out of a NaN is ever saved.
 
 import dataclasses
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from fgvc_jax.metrics.progress import Progress
 from fgvc_jax.metrics.writers import Writer
 from fgvc_jax.train import course
 from fgvc_jax.train.checkpoint import METRIC, Checkpoints
-from fgvc_jax.train.stop import Stop
+from fgvc_jax.train.stop import Interrupted, Stop
 
 
 @dataclasses.dataclass
@@ -111,7 +112,8 @@ def fit(
             pending = (number, metrics)
         progress.update()
         evaluating = number % eval_every == 0 or number == total_steps
-        stopping = bool(stop.requested)  # looked at once: a later signal waits for the next step
+        # Looked at once: a later signal waits for the next step.
+        stopping = bool(stop.requested) or checkpoints.preempted(number)
         saving = evaluating or stopping or (keep_every and number % keep_every == 0)
         if saving:
             with seconds.measure("steps"):
@@ -141,7 +143,7 @@ def fit(
             progress.write(f"  stopped early at step {number}: no better in {patience} evaluations")
             break
         if stopping and number < total_steps:
-            stop.check()
+            raise Interrupted(stop.requested or signal.SIGTERM)
     return state
 
 

@@ -2,6 +2,8 @@
 
 import signal
 
+import jax
+
 
 class Interrupted(Exception):
     """The run was asked to stop and has saved where it is.
@@ -16,13 +18,18 @@ class Interrupted(Exception):
 
 
 class Stop:
-    """While it is entered, SIGINT and SIGTERM set `requested`; a second Ctrl-C stops at once."""
+    """While it is entered, SIGINT and SIGTERM set `requested`; a second Ctrl-C stops at once.
+
+    Of several processes each must stop at the same step, which jax.distributed's own handler of SIGTERM sees
+    to (`Checkpoints.preempted`); this one then leaves the signals alone.
+    """
 
     def __init__(self):
         self.requested = 0
 
     def __enter__(self):
-        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        alone = (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ()
+        self._before = {number: signal.signal(number, self._ask) for number in alone}
         return self
 
     def __exit__(self, *_):
