@@ -30,6 +30,8 @@ from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import optim, tree
 from fgvc_jax.train import step as steps
 from fgvc_jax.train.checkpoint import Checkpoints
+from fgvc_jax.train.microbatch import accumulate
+from fgvc_jax.train.sam import sam
 from fgvc_jax.train.stop import Interrupted, Stop
 
 VIEW = View(size=4, resize=4, mean=(0.0,) * 3, std=(1.0,) * 3, crop_scale=(0.2, 1.0))
@@ -42,13 +44,23 @@ LABELS = np.array([0, 1, 2, 0, 1, 2], np.int32)
 PIXELS, SIZES = jnp.asarray(CANVASES.pixels[:, None]), jnp.asarray(CANVASES.sizes[:, None])
 
 
-def engine(module, *, freeze=(), rate=0.1, momentum=0.9, dtype=jnp.float32, total_steps=10):
+def engine(
+    module,
+    *,
+    freeze=(),
+    rate=0.1,
+    momentum=0.9,
+    dtype=jnp.float32,
+    total_steps=10,
+    ema=0.0,
+    wrap=lambda gradient: gradient,
+):
     """(state, step function: state -> (state, metrics)) on the six canvases."""
     mesh = meshes.make()
     _, params, stats = tree.split(module)
     trainable = [path for path in params if not tree.matches(freeze, path)]
     optimizer = optim.direction("sgd", trainable, momentum=momentum)
-    state = steps.init_state(params, stats, optimizer, freeze)
+    state = steps.init_state(params, stats, optimizer, freeze, ema=ema > 0)
     state = jax.device_put(state, meshes.shardings(state, mesh))
     batch = Feed([CANVASES], mesh).batch(np.arange(BATCH)[:, None], label=LABELS)
     function = steps.train_step(
@@ -62,6 +74,8 @@ def engine(module, *, freeze=(), rate=0.1, momentum=0.9, dtype=jnp.float32, tota
         freeze=freeze,
         total_steps=total_steps,
         dtype=dtype,
+        ema=ema,
+        wrap=wrap,
     )
     return state, lambda state: function(state, (), batch, np.uint32(SEED))
 
@@ -171,6 +185,91 @@ def test_only_batch_norm_with_a_frozen_scale_is_fixed():
     assert module.backbone.bn.fixed
     steps.fix_batch_norm(module, ("backbone/fc/.*", "backbone/bn/bias"))
     assert not module.backbone.bn.fixed
+
+
+# SAM, accumulation and the moving average inside the step
+
+NO_GRADIENT = "backbone/fc/bias"  # BatchNorm takes its effect away
+
+
+def test_sam_in_the_step_against_two_passes_by_hand():
+    module = classifier()
+    static, params, stats = tree.split(module)
+    images, rho = views(steps.example_keys(SEED, 0, 0, BATCH)), 0.05
+
+    def loss(params):
+        merged = tree.merge(static, params, stats)
+        value = cross_entropy(merged.head(merged.backbone(images).pooled), LABELS)
+        return value, tree.statistics(merged)
+
+    (_, clean_stats), g = jax.value_and_grad(loss, has_aux=True)(params)
+    norm = np.sqrt(sum(np.square(np.asarray(x, np.float64)).sum() for x in g.values()))
+    _, second = jax.value_and_grad(loss, has_aux=True)(
+        {path: params[path] + rho / norm * g[path] for path in params}
+    )
+    before = jax.tree.map(np.array, params)
+    state, step = engine(module, wrap=lambda gradient: sam(gradient, rho))
+    state, _ = step(state)
+    for path, w in before.items():  # momentum has no history yet; float32
+        np.testing.assert_allclose(state["params"][path], w - 0.1 * second[path], rtol=0, atol=2e-6)
+        if path != NO_GRADIENT:  # elsewhere the perturbation matters
+            assert np.abs(second[path] - g[path]).max() > 1e-5
+    for path, value in clean_stats.items():  # statistics are the first pass's
+        np.testing.assert_allclose(state["stats"][path], value, rtol=0, atol=1e-6)
+
+
+def test_accumulation_in_the_step_equals_the_whole_batch():
+    """With BatchNorm fixed no layer mixes examples, so parts of the batch sum up to it (float32)."""
+    ends = []
+    for parts in (1, 3):
+        module = classifier()
+        module.backbone.bn.fixed = True
+        state, step = engine(module, wrap=lambda gradient, n=parts: accumulate(gradient, n))
+        for _ in range(3):
+            state, metrics = step(state)
+        ends.append((state["params"], metrics))
+    (whole, metrics), (parts, other) = ends
+    for path in whole:
+        np.testing.assert_allclose(parts[path], whole[path], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(other["loss"], metrics["loss"], rtol=1e-5)
+    np.testing.assert_allclose(other["accuracy"], metrics["accuracy"], rtol=1e-6)
+
+
+def test_the_moving_average_against_a_loop():
+    state, step = engine(classifier(), ema=0.5)
+    averages = {
+        k: {p: np.array(x, np.float64) for p, x in state[k].items()} for k in ("params", "stats")
+    }
+    for number in range(6):
+        state, _ = step(state)
+        keep = min(0.5, (1 + number) / (10 + number))
+        for kind, flat in averages.items():
+            for path in flat:
+                flat[path] = keep * flat[path] + (1 - keep) * np.asarray(
+                    state[kind][path], np.float64
+                )
+    for kind, flat in averages.items():
+        for path, value in flat.items():
+            np.testing.assert_allclose(state["ema"][kind][path], value, rtol=0, atol=1e-5)
+            assert path == NO_GRADIENT or np.abs(value - np.asarray(state[kind][path])).max() > 1e-4
+
+
+def test_a_checkpoint_of_a_moving_average_holds_it_as_the_weights(tmp_path):
+    state, step = engine(classifier(), ema=0.5)
+    for _ in range(2):
+        state, _ = step(state)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, state, {"selection": 1.0})
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path)
+    places = meshes.abstract(state["ema"], meshes.make())
+    weights = checkpoints.restore_weights(2, places)
+    whole = checkpoints.restore(2, state)
+    checkpoints.close()
+    for path, value in state["ema"]["params"].items():
+        np.testing.assert_array_equal(weights["params"][path], value)
+    assert jax.tree.structure(whole) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, whole, state)
 
 
 # Two updates and a carried crop, against a loop in NumPy
