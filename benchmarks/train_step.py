@@ -30,6 +30,8 @@ from pathlib import Path
 from unittest import mock
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")  # the other half is torch's
+# torch's threads otherwise spin while they wait; where cores are shared that slows it several times.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import jax
 import jax.numpy as jnp
@@ -269,11 +271,13 @@ def main():
     for run in contenders.values():
         run()
     seconds = {name: [] for name in contenders}
+    busy = {name: [] for name in contenders}  # of all threads: what other programs disturb least
     for number in range(args.rounds):
         for name, run in contenders.items():
-            start = time.perf_counter()
+            start, start_busy = time.perf_counter(), time.process_time()
             run()
             seconds[name].append(time.perf_counter() - start)
+            busy[name].append((time.process_time() - start_busy) / args.steps)
         latest = ", ".join(f"{n} {args.batch * args.steps / s[-1]:.4g}" for n, s in seconds.items())
         print(f"round {number + 1}: {latest} images/s", flush=True)
 
@@ -290,6 +294,7 @@ def main():
         "versions": {"python": platform.python_version()}
         | {p: version(p) for p in ("fgvc_jax", "jax", "jaxlib", "flax", "optax", "torch")},
         "images_per_second": {name: spread(column) for name, column in rates.items()},
+        "cpu_seconds_per_step": {name: spread(column) for name, column in busy.items()},
         "ratios": {},
         "step": facts,
     }

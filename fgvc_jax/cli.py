@@ -143,6 +143,11 @@ def predict() -> int:
     def body() -> None:
         from fgvc_jax.inference import load
 
+        folder = Path(arguments.out).expanduser().resolve().parent
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"--out={arguments.out}: {folder} is no folder that can be written to.")
+        if arguments.batch < 1:
+            raise UserError(f"--batch={arguments.batch}; it must be at least 1.")
         classifier = load(arguments.run)
         files = classifier.find_images(arguments.paths)
         probabilities = classifier.predict(files, batch=arguments.batch)

@@ -1,4 +1,4 @@
-"""What a run can be told: every key with its default, and the checks that need no data.
+"""What a run can be told: every key with its default.
 
 A config is an `ml_collections.ConfigDict` made by a file under `configs/`. `base()` holds what all phases
 share; `training()`, `embedding()`, `mining()` and `evaluation()` make one section each. A section is named
@@ -9,7 +9,6 @@ import ast
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 
 from ml_collections import ConfigDict
@@ -209,6 +208,8 @@ def arguments(text: str, where: str) -> dict[str, object]:
         if call.args:
             raise ValueError
         values = {keyword.arg: keyword.value for keyword in call.keywords}
+        if None in values:  # f(**x)
+            raise ValueError
         return {
             name: value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
             for name, value in values.items()
@@ -236,153 +237,6 @@ def inputs(section: ConfigDict, where: str = "") -> tuple[str, ...]:
         key = {"embed": "model", "mine": "embeddings", "evaluate": "models"}[section.kind]
         named = (section[key],) if isinstance(section[key], str) else tuple(section[key])
     return tuple(dict.fromkeys(name for name in named if name))
-
-
-def check(config: ConfigDict) -> None:
-    """Refuses what can be known to be wrong before any data is read.
-
-    Raises:
-      UserError: for an unknown phase, method, backbone or choice, a phase that reads one which does not
-        come before it, a repeated phase.
-    """
-    from fgvc_jax import backbones, methods  # here, so that reading a config stays light
-
-    names = phases(config)
-    if not names:
-        raise UserError("config.phases is empty: name at least one phase.")
-    sections = [
-        key for key, value in config.items() if isinstance(value, ConfigDict) and "kind" in value
-    ]
-    for position, name in enumerate(names):
-        choose(name, sections, "config.phases: phase")
-        if name in names[:position]:
-            raise UserError(f"config.phases names {name!r} twice.")
-        section = config[name]
-        choose(section.kind, SECTIONS, f"config.{name}.kind")
-        for read in inputs(section, f"config.{name}."):
-            if read not in names[:position]:
-                before = ", ".join(names[:position]) or "nothing"
-                raise UserError(
-                    f"phase {name!r} reads {read!r}, which does not come before it in config.phases "
-                    f"(before it: {before}){did_you_mean(read, names[:position])}"
-                )
-            wanted = {"mine": "embed"}.get(section.kind, "train")
-            if section.kind == "train" and read == section.pairs:
-                wanted = "mine"
-            if config[read].kind != wanted:
-                raise UserError(
-                    f"phase {name!r} reads {read!r}, which is a phase of kind {config[read].kind!r}; "
-                    f"here one of kind {wanted!r} is needed."
-                )
-        if section.kind == "train":
-            _check_training(section, name, config, methods)
-        elif section.kind in ("embed", "evaluate"):
-            _check_classifiers(section, name, config, methods)
-        elif section.kind == "mine":
-            choose(section.similarity, ("cosine", "ip", "l2"), f"config.{name}.similarity")
-            choose(section.backend, ("faiss", "jax"), f"config.{name}.backend")
-            _at_least(section.top_classes, 1, f"config.{name}.top_classes")
-        if "batch" in section:
-            _at_least(section.batch, 1, f"config.{name}.batch")
-    choose(config.model.backbone, backbones.names(), "config.model.backbone")
-    choose(config.model.dtype, ("auto", "float32", "bfloat16", "float64"), "config.model.dtype")
-    types = ("float32", "bfloat16", "float64")
-    choose(config.model.param_dtype, types, "config.model.param_dtype")
-    lengths.terms(config.log.every, "config.log.every")
-    for key in ("crop_scale", "crop_ratio", "blur_sigma"):
-        low_high = config.image[key]
-        if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
-            raise UserError(f"config.image.{key} = {low_high}; it is (lowest, highest), above 0.")
-    choose(config.protocol, ("val", "refit"), "config.protocol")
-    _at_least(config.seeds, 1, "config.seeds")
-    choose(config.data.source, ("folder", "digits"), "config.data.source")
-    choose(config.data.feed, ("auto", "resident", "streamed"), "config.data.feed")
-    augments = ("none", "trivial_augment_wide", "auto_augment")
-    choose(config.image.augment, augments, "config.image.augment")
-    if config.image.interpolation:
-        choose(config.image.interpolation, ("bilinear", "bicubic"), "config.image.interpolation")
-    _at_least(config.image.size, 1, "config.image.size")
-    if config.image.resize:
-        _at_least(config.image.resize, config.image.size, "config.image.resize (or 0)")
-
-
-def _check_classifiers(section: ConfigDict, name: str, config: ConfigDict, methods) -> None:
-    for read in inputs(section):
-        if methods.get(config[read].method).task != "classify":
-            raise UserError(
-                f"phase {name!r} reads {read!r}, whose method {config[read].method!r} gives no class scores."
-            )
-    if section.kind == "embed":
-        choose(section.view, ("eval", "train"), f"config.{name}.view")
-        choose(section.model_from, ("best", "last"), f"config.{name}.model_from")
-
-
-def _check_training(section: ConfigDict, name: str, config: ConfigDict, methods) -> None:
-    choose(section.method, methods.names(), f"config.{name}.method")
-    choose(section.optimizer, ("sgd", "adamw"), f"config.{name}.optimizer")
-    schedules = ("constant", "cosine", "step", "plateau")
-    choose(section.schedule, schedules, f"config.{name}.schedule")
-    _at_least(section.accumulate, 1, f"config.{name}.accumulate")
-    _at_least(section.sam_groups, 1, f"config.{name}.sam_groups")
-    if section.batch % (section.accumulate * section.sam_groups):
-        raise UserError(
-            f"config.{name}.batch = {section.batch} is not divisible by accumulate x sam_groups = "
-            f"{section.accumulate} x {section.sam_groups}."
-        )
-    if not 0 <= section.ema < 1:
-        raise UserError(f"config.{name}.ema = {section.ema}; a decay lies in 0 (off) to below 1.")
-    choose(section.init_from, ("best", "last"), f"config.{name}.init_from")
-    choose(section.head, ("keep", "fresh"), f"config.{name}.head")
-    choose(section.frozen_batch_norm, ("fixed", "update"), f"config.{name}.frozen_batch_norm")
-    if section.blend and not section.init:
-        raise UserError(
-            f"config.{name}.blend = {section.blend!r} needs config.{name}.init to blend with."
-        )
-    if not 0 <= section.alpha <= 1:
-        raise UserError(
-            f"config.{name}.alpha = {section.alpha}; the weight of the first phase is 0 to 1."
-        )
-    for key in ("learning_rate", "weight_decay", "clip", "sam_rho", "sam_eta", "patience"):
-        _at_least(section[key], 0, f"config.{name}.{key}")
-    views = methods.get(section.method).views
-    if bool(section.pairs) != (views == 2):
-        trains_on, wants = (
-            ("pairs", "name a mining phase") if views == 2 else ("images", "be empty")
-        )
-        raise UserError(
-            f"config.{name}.pairs = {section.pairs!r}: method {section.method!r} trains on {trains_on}, "
-            f"so it must {wants}."
-        )
-    for key in ("no_decay", "freeze"):
-        _check_patterns(section[key], f"config.{name}.{key}")
-    if any(
-        not isinstance(entry, tuple) or len(entry) != 2 for entry in section.learning_rate_scale
-    ):
-        raise UserError(
-            f"config.{name}.learning_rate_scale = {section.learning_rate_scale}; it is a tuple of "
-            "(pattern, factor), such as (('head/.*', 10.0),)."
-        )
-    _check_patterns(
-        (p for p, _ in section.learning_rate_scale), f"config.{name}.learning_rate_scale"
-    )
-    for key in ("warmup", "eval_every", "keep_every"):
-        if section[key]:
-            lengths.terms(section[key], f"config.{name}.{key}")
-    for text in section.schedule_steps:
-        lengths.terms(text, f"config.{name}.schedule_steps")
-
-
-def _check_patterns(patterns: Iterable[str], where: str) -> None:
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UserError(f"{where}: {pattern!r} is not a regular expression: {error}.") from None
-
-
-def _at_least(value, lowest, where: str) -> None:
-    if not value >= lowest:
-        raise UserError(f"{where} = {value}; it must be at least {lowest}.")
 
 
 def flat(config: ConfigDict, prefix: str = "") -> dict[str, object]:

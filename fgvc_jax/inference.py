@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from fgvc_jax import methods
+from fgvc_jax.config import choose
 from fgvc_jax.data.cache import Canvases, fit
 from fgvc_jax.data.feed import Feed
 from fgvc_jax.data.sources import EXTENSIONS, read_image
@@ -89,6 +90,8 @@ class Classifier:
         return files
 
     def _run(self, images: Images, batch: int, what: str) -> np.ndarray:
+        if isinstance(images, str | os.PathLike | np.ndarray):
+            raise UserError("predict and embed take a list of images, for one image a list of one.")
         if len(images) == 0:
             raise UserError("no images were given.")
         batch = -(-batch // self._mesh.size) * self._mesh.size
@@ -129,6 +132,7 @@ def load(run: str | os.PathLike, phase: str = "", which: str = "best") -> Classi
     Raises:
       UserError: where there is no trained classifier.
     """
+    choose(which, ("best", "last"), "which")
     run = Path(run).expanduser().resolve()
     if phase:
         return Classifier(run / phase, which)

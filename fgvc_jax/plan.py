@@ -19,6 +19,7 @@ from fgvc_jax.errors import UserError
 from fgvc_jax.metrics.progress import duration
 from fgvc_jax.phases.context import Context, abstract_backbone
 from fgvc_jax.phases.train import cost_of
+from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree
 
 
@@ -36,6 +37,8 @@ def costs(context: Context, done: dict[str, dict]) -> dict[str, PhaseCost]:
     known = dict(context.results)
     for name in configs.phases(config):
         section = config[name]
+        if "batch" in section:
+            meshes.check_batch(section.batch, context.mesh, f"config.{name}.batch")
         backward = forward = steps = 0
         if section.kind == "train":
             examples, validation = splits["train"], splits.get("val", 0)

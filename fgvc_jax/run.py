@@ -13,8 +13,8 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from fgvc_jax import checks, plan, summary, workdir
 from fgvc_jax import config as configs
-from fgvc_jax import plan, summary, workdir
 from fgvc_jax.data import manifest as manifests
 from fgvc_jax.data.load import load
 from fgvc_jax.errors import UserError
@@ -54,7 +54,7 @@ def run(
       UserError: for what the user can mend.
       Interrupted: after Ctrl-C or SIGTERM; the same call goes on.
     """
-    configs.check(config)
+    checks.check(config)
     folder = Path(folder).expanduser().resolve()
     sources = _sources(reuse)
     if dry_run:
@@ -65,9 +65,13 @@ def run(
     say_if_main(f"device: {meshes.name_devices()}")
     use_compilation_cache()
     manifest = _find_inputs(config, say_if_main)
+    if config.protocol == "refit" and not {"val", "test"} <= manifest.splits.keys():
+        raise UserError(
+            "config.protocol = 'refit' needs a validation split to pick lengths on and a test split to score."
+        )
     if dry_run:
         manifest = plan.few_images(manifest)
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_workdir(folder, manifest)
     results: dict[str, dict[str, dict]] = {}
     with workdir.Lock(folder, main), Stop() as stop:
         workdir.claim(config, manifest, folder, main)
@@ -94,6 +98,20 @@ def run(
     for line in summary.lines(results, manifest, folder):
         say_if_main(line)
     return results
+
+
+def _make_workdir(folder: Path, manifest: manifests.Manifest) -> None:
+    root = Path(manifest.root).resolve() if manifest.root else None
+    if root and (folder == root or root in folder.parents):
+        raise UserError(
+            f"workdir {folder} lies inside the images' folder {root}, where its folders would be taken for "
+            "classes. Use another --workdir."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").touch()
+    except OSError as error:
+        raise UserError(f"cannot write to --workdir={folder}: {error.strerror}.") from None
 
 
 def _sources(reuse: str | os.PathLike) -> list[Path]:

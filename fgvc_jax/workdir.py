@@ -45,7 +45,9 @@ def claim(config: ConfigDict, manifest: manifests.Manifest, workdir: Path, main:
       UserError: naming the keys that differ, or that the images changed.
     """
     path = workdir / "config.json"
-    if path.exists():
+    # A command that failed before it trained may be corrected in the same place.
+    begun = [*workdir.glob("*/model.json"), *workdir.glob("seed_*/*/model.json")]
+    if begun and path.exists():
         old = configs.flat(ConfigDict(json.loads(path.read_text())))
         new = configs.flat(ConfigDict(json.loads(configs.as_json(config))))
         different = [
@@ -62,7 +64,7 @@ def claim(config: ConfigDict, manifest: manifests.Manifest, workdir: Path, main:
                 + f"\nNothing there was touched. Use a new --workdir; with --reuse={workdir} it takes over "
                 "the phases that are the same. Or start with the config that made it."
             )
-    if (workdir / "manifest.json").exists():
+    if begun and (workdir / "manifest.json").exists():
         before, now = manifests.digest_saved(workdir / "manifest.json"), manifests.digest(manifest)
         if before != now:
             raise UserError(

@@ -1,19 +1,14 @@
-"""Shared by all tests: the CPU, and caches that are thrown away afterwards."""
+"""Shared by all tests: the CPU, quick compilation, and caches that are thrown away afterwards."""
 
 import os
 import tempfile
-from pathlib import Path
 
-import pytest
-
-# Before jax is imported. One compilation cache for all tests of a session, subprocesses included.
-_caches = tempfile.TemporaryDirectory(prefix="fgvc_tests_")
+# Before jax is imported; subprocesses and other workers of one session inherit it all. Tests run what they
+# compile once or twice, so the compiler's optimizations cost more than they save.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["FGVC_CACHE"] = _caches.name
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(_caches.name, "xla"))
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-
-
-@pytest.fixture
-def no_logs():
-    return lambda line: None
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if "FGVC_TESTS" not in os.environ:
+    _caches = tempfile.TemporaryDirectory(prefix="fgvc_tests_")
+    os.environ["FGVC_TESTS"] = os.environ["FGVC_CACHE"] = _caches.name
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{_caches.name}/xla"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"

@@ -190,7 +190,6 @@ def test_predict_refuses_what_is_not_there(call, finished, tmp_path):
     assert not (tmp_path / "preds.csv").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="FileNotFoundError after all is predicted: cli.predict")
 def test_predict_says_early_that_it_cannot_write_there(call, finished, tmp_path):
     image = tmp_path / "a.png"
     Image.new("RGB", (9, 9)).save(image)

@@ -80,7 +80,7 @@ def test_predict_all_covers_every_example_once_in_order(mesh, count, way):
     traces, seen = [], []
 
     @jax.jit
-    def step(params, stats, pixels, sizes, number):
+    def step(params, stats, pixels, sizes, seed, number):
         traces.append(pixels.shape)
         sums = jnp.sum(pixels.astype(jnp.int32), axis=(1, 2, 3, 4))
         return {"sum": sums * params["w"], "size": sizes[:, 0], "batch": jnp.full(4, number)}

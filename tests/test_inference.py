@@ -127,7 +127,6 @@ def test_last_checkpoint(finished):
     assert fgvc_jax.load(finished, "finetune", "last").classes == CLASSES
 
 
-@pytest.mark.xfail(strict=True, reason="any other word is taken for 'last': inference.load")
 def test_unknown_checkpoint(finished):
     with pytest.raises(UserError, match="'latest' is unknown; did you mean 'last'"):
         fgvc_jax.load(finished, "finetune", "latest")
@@ -166,7 +165,6 @@ def test_other_mistakes(finished, tmp_path):
         fgvc_jax.load(finished, "contrl")
 
 
-@pytest.mark.xfail(strict=True, reason="read letter by letter: inference.Classifier._run")
 def test_one_path_in_place_of_a_list(finished, fresh):
     """A lone string would be read letter by letter."""
     classifier = fgvc_jax.load(finished)

@@ -45,10 +45,12 @@ def test_seeds_share_the_split_and_nothing_else(two_seeds):
 
 def test_mean_and_deviation_are_those_of_the_rows(two_seeds):
     _, results, said = two_seeds
-    top1 = [
-        100 * next(r for r in results[f"seed_{k}"]["evaluate"]["rows"] if r["name"] == "control")["test"]["top1"]
-        for k in (0, 1)
-    ]  # fmt: skip
+
+    def control(seed):
+        rows = results[f"seed_{seed}"]["evaluate"]["rows"]
+        return next(row for row in rows if row["name"] == "control")
+
+    top1 = [100 * control(seed)["test"]["top1"] for seed in (0, 1)]
     line = f"test {np.mean(top1):6.2f} +- {np.std(top1, ddof=1):.2f}"
     assert line in logged(said)
     assert "of 2 seeds" in logged(said)

@@ -43,5 +43,7 @@ def test_against_a_loop_in_float64():
 def test_a_sure_comparator_overrules_a_close_call_only():
     scores = np.log([[0.5, 0.4, 0.1], [0.98, 0.015, 0.005]])
     classes = np.array([[0, 1], [0, 1]])
-    same = np.array([[-1.0, 3.0], [-1.0, 3.0]])  # "not the same" for the first, "the same" for the second
+    same = np.array(
+        [[-1.0, 3.0], [-1.0, 3.0]]
+    )  # "not the same" for the first, "the same" for the second
     assert rerank.rerank(scores, classes, same).argmax(axis=1).tolist() == [1, 0]

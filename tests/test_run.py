@@ -10,6 +10,7 @@ import tiny
 from absl import flags
 from ml_collections import config_flags
 
+from fgvc_jax import checks
 from fgvc_jax import config as configs
 from fgvc_jax import run as runs
 from fgvc_jax.errors import UserError
@@ -106,7 +107,7 @@ def test_phases_as_typed_on_a_command_line(typed, expected, monkeypatch):
     config_flags.DEFINE_config_dict("config", config, flag_values=values)
     values(sys.argv)
     assert configs.phases(values.config) == expected
-    configs.check(values.config)
+    checks.check(values.config)
 
 
 # Running

@@ -29,6 +29,8 @@ class Method(nnx.Module):
         param_dtype=jnp.float32,
         label_smoothing=0.0,
     ):
+        if not 0 <= label_smoothing < 1:  # TypeError for what is no number
+            raise ValueError(f"label_smoothing={label_smoothing} must lie in 0 to below 1")
         self.backbone = backbone
         self.head = nnx.Linear(
             backbone.info.width,

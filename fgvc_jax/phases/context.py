@@ -123,10 +123,10 @@ class Context:
 
         return tree.merge(static, take(params), take(stats))
 
-    def predictor(self, module: nnx.Module, random_seed: int | None = None) -> Callable:
+    def predictor(self, module: nnx.Module, random: bool = False) -> Callable:
         """The jitted forward pass of a module in eval mode."""
         static, _, _ = tree.split(module)
-        return predict_step(static, self.mesh, self.view, self.dtype(), random_seed)
+        return predict_step(static, self.mesh, self.view, self.dtype(), random)
 
     def trained_model(self, phase: str, which: str) -> tuple[Description, nnx.Module, dict]:
         """(description, module in eval mode, {'params', 'stats'} on the mesh) of a finished phase."""
@@ -157,7 +157,12 @@ def make_backbone(config: ConfigDict, dtype) -> nnx.Module:
 
 def abstract_backbone(config: ConfigDict, dtype) -> nnx.Module:
     """The backbone in eval mode, with shapes in place of arrays."""
-    backbone = nnx.eval_shape(lambda: make_backbone(config, dtype))
+    try:
+        backbone = nnx.eval_shape(lambda: make_backbone(config, dtype))
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"config.model.arguments = {config.model.arguments!r} make no {config.model.backbone}: {error}"
+        ) from error
     backbone.eval()
     return backbone
 

@@ -24,14 +24,14 @@ def run(context: Context, name: str) -> dict:
         passes.append(("val", "val"))
     images = 0
     for file, split in passes:
-        seed = phase_seed(context.config.seed, f"{name}/{file}") if random else None
         count = len(context.manifest.splits[split].labels)
         outputs = predict_all(
-            context.predictor(module, random_seed=seed),
+            context.predictor(module, random),
             weights,
             context.feed([split]),
             np.arange(count)[:, None],
             section.batch,
+            seed=phase_seed(context.config.seed, f"{name}/{file}"),
             check=context.stop.check,
         )
         images += count

@@ -95,7 +95,9 @@ def _rerank(context: Context, section, scores: dict[str, np.ndarray]) -> dict[st
 def _predict(context: Context, module, weights, split: str, batch: int) -> dict[str, np.ndarray]:
     index = np.arange(len(context.manifest.splits[split].labels))[:, None]
     predict = context.predictor(module)
-    return predict_all(predict, weights, context.feed([split]), index, batch, context.stop.check)
+    return predict_all(
+        predict, weights, context.feed([split]), index, batch, check=context.stop.check
+    )
 
 
 def _free_rows(context: Context, section, splits, models) -> list[dict]:

@@ -33,8 +33,15 @@ def check(context: Context, name: str) -> None:
       UserError: an argument that the backbone or method does not take, a pattern that matches nothing.
     """
     section = context.config[name]
-    module = nnx.eval_shape(context.describe(section).build)
+    try:
+        module = nnx.eval_shape(context.describe(section).build)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"config.{name}.arguments = {section.arguments!r} do not suit {section.method!r}: {error}"
+        ) from error
     _, params, _ = tree.split(module)
+    if all(tree.matches(section.freeze, path) for path in params):
+        raise UserError(f"config.{name}.freeze = {section.freeze!r} leaves nothing to train.")
     patterns = [(pattern, "freeze") for pattern in section.freeze]
     patterns += [(pattern, "learning_rate_scale") for pattern, _ in section.learning_rate_scale]
     for pattern, key in patterns:
@@ -73,7 +80,7 @@ def run(context: Context, name: str) -> dict:
     cost = cost_of(context, name, len(train.index))
 
     description = context.describe(section)
-    module = _initial_model(context, section, description)
+    module = _initial_model(context, name, section, description)
     if context.main:
         description.save(folder / "model.json")
 
@@ -290,11 +297,12 @@ def _examples(context: Context, section, split: str) -> Examples | None:
     return Examples(context.feed([split, "train"]), index, pairs.label)
 
 
-def _initial_model(context: Context, section, description):
+def _initial_model(context: Context, name: str, section, description):
     """The module with the weights that the phase starts from."""
     if not section.init:
         return context.starting_model(description)
-    module = description.build(context.config.seed)
+    # Of its own draw: a fresh head must not be the one that the fine-tune started from.
+    module = description.build(phase_seed(context.config.seed, name))
     static, params, stats = tree.split(module)
     _, _, source = context.trained_model(section.init, section.init_from)
     if section.blend:

@@ -16,6 +16,7 @@ def predict_all(
     feed: Feed,
     index: np.ndarray,
     batch: int,
+    seed: int = 0,
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, np.ndarray]:
     """Outputs of `predict_step` for every row of an index, in order.
@@ -23,8 +24,9 @@ def predict_all(
     Args:
       step: from `fgvc_jax.train.step.predict_step`.
       weights: {'params', 'stats'}.
-      index: int [N, V], the images of each example.
+      index: int [N, V], the images of each example; N > 0.
       batch: examples at a time over all devices.
+      seed: for a step with random views.
       check: called before each batch; may raise to stop.
 
     Returns:
@@ -41,7 +43,7 @@ def predict_all(
     for number, (rows, mask) in enumerate(sampler.in_order(len(index), batch)):
         check()
         pixels, sizes = gather(feed.resident, feed.batch(index[rows]), feed.mesh)
-        outputs = step(weights["params"], weights["stats"], pixels, sizes, number)
+        outputs = step(weights["params"], weights["stats"], pixels, sizes, np.uint32(seed), number)
         read()  # of the batch before, while this one runs
         pending = (outputs, mask)
     read()

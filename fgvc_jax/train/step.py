@@ -173,26 +173,24 @@ def train_step(
 
 
 @functools.cache  # so that phases with the same model share one compilation
-def predict_step(
-    static: tree.Static, mesh: Mesh, view: augment.View, dtype, random_seed: int | None = None
-):
-    """The jitted forward pass: (params, stats, pixels, sizes, number) -> module.predict's arrays.
+def predict_step(static: tree.Static, mesh: Mesh, view: augment.View, dtype, random: bool = False):
+    """The jitted forward pass: (params, stats, pixels, sizes, seed, number) -> module.predict's arrays.
 
     It takes gathered canvases, so that one compilation serves every split.
 
     Args:
       static: of a module in eval mode; its `predict(images)` returns a dictionary of arrays [B, ...].
-      random_seed: None for the evaluation crop; else images are augmented as in training, with draws of
-        (random_seed, number of the batch, position).
+      random: whether images are augmented as in training, with draws of (seed, number of the batch,
+        position), or get the evaluation crop.
     """
     spread = NamedSharding(mesh, feed.BATCH)
 
-    def predict(params, stats, pixels, sizes, number):
-        if random_seed is None:
-            images = plain_views(pixels, sizes, view, dtype)
-        else:
-            keys = example_keys(random_seed, number, 0, pixels.shape[0])
+    def predict(params, stats, pixels, sizes, seed, number):
+        if random:
+            keys = example_keys(seed, number, 0, pixels.shape[0])
             images = random_views(keys, pixels, sizes, view, dtype)
+        else:
+            images = plain_views(pixels, sizes, view, dtype)
         images = jax.lax.with_sharding_constraint(images, spread)
         return tree.merge(static, params, stats).predict(images)
 
