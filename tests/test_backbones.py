@@ -172,7 +172,7 @@ def test_bfloat16_computation_keeps_float32_parameters(backbone, images):
 
 
 def test_initial_weights(request):
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     request.addfinalizer(lambda: jax.config.update("jax_disable_most_optimizations", before))
     jax.config.update("jax_disable_most_optimizations", False)  # equal to the bit as it is compiled
     draw = normal(0.5)

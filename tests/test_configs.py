@@ -17,6 +17,7 @@ from fgvc_jax.data.manifest import Manifest, Split
 from fgvc_jax.errors import UserError
 from fgvc_jax.model import Description, load_description
 from fgvc_jax.phases.context import Context
+from fgvc_jax.phases.train import phase_seed
 from fgvc_jax.run import run
 from fgvc_jax.train import tree
 from fgvc_jax.train.checkpoint import Checkpoints
