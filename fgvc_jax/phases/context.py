@@ -119,7 +119,10 @@ class Context:
         static, params, stats = tree.split(description.build(self.config.seed))
 
         def take(ours: tree.Flat) -> tree.Flat:
-            return {path: self._pretrained.get(path, array) for path, array in ours.items()}
+            # Copies: the train step gives away the buffers of the state that it starts from.
+            return {
+                path: jnp.array(self._pretrained.get(path, array)) for path, array in ours.items()
+            }
 
         return tree.merge(static, take(params), take(stats))
 

@@ -44,4 +44,7 @@ def locate(source: str) -> Path:
         )
     else:
         bring = f"Pass --config.model.pretrained=PATH of a file ({', '.join(SUFFIXES)})"
-    raise UserError(f"pretrained={source!r} is not a file on this machine. {bring}")
+    raise UserError(
+        f"pretrained={source!r} is not a file on this machine. {bring}\n"
+        "(Without weights, from scratch: --config.model.pretrained=)"
+    )

@@ -1,0 +1,60 @@
+"""A run that starts from a weights file in torch's layout."""
+
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import save_file
+
+from fgvc_jax.data.load import load
+from fgvc_jax.phases.context import Context
+from fgvc_jax.run import run
+from fgvc_jax.train import tree
+from fgvc_jax.train.stop import Stop
+
+NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """(file, our paths -> arrays) of the tiny ResNet with random weights and statistics."""
+    config = tiny.pipeline()
+    folder = tmp_path_factory.mktemp("weights")
+    context = Context(config, folder, load(config.data), lambda line: None, Stop())
+    module = context.describe(config.finetune).build(99)
+    _, params, stats = tree.split(module.backbone)
+    rng = np.random.default_rng(0)
+    stats = {path: x + rng.uniform(-0.1, 0.1, x.shape).astype(x.dtype) for path, x in stats.items()}
+    ours = {path: np.asarray(x) for path, x in (params | stats).items()}
+    theirs = {}
+    for path, array in ours.items():
+        *layers, last = (
+            path.replace("downsample/conv", "downsample/0")
+            .replace("downsample/bn", "downsample/1")
+            .split("/")
+        )
+        array = array.transpose(3, 2, 0, 1) if last == "kernel" else array
+        theirs[".".join([*layers, NAMES.get(last, last)])] = np.ascontiguousarray(array)
+    save_file(theirs, folder / "model.safetensors")
+    return folder / "model.safetensors", ours
+
+
+def test_phases_start_from_the_file_and_the_knn_row_still_can(weights, tmp_path):
+    file, ours = weights
+    config = tiny.pipeline()
+    config.model.pretrained = str(file)
+    config.phases = ("finetune", "evaluate")
+    config.finetune.update(length="2 steps", learning_rate=0.0, freeze=("backbone/.*",))
+    said = []
+    results = run(config, tmp_path, say=said.append)[""]
+    assert str(file) in "\n".join(said)
+    # kNN on the starting features, after training has given its buffers away
+    assert results["evaluate"]["rows"][1]["test"]["top1"] > 0.2
+
+    context = Context(config, tmp_path, load(config.data), said.append, Stop())
+    for module_weights in (
+        tree.split(context.starting_model(context.describe(config.finetune)))[1:],
+        tuple(context.trained_model("finetune", "best")[2].values()),
+    ):
+        found = {path: x for flat in module_weights for path, x in flat.items()}
+        for path, value in ours.items():
+            np.testing.assert_array_equal(found[f"backbone/{path}"], value, err_msg=path)
