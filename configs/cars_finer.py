@@ -9,7 +9,7 @@ the authors' code as it is (constant learning rate, inner product, self by rank,
 that drifts though frozen), but for its choice of the best epoch on the test set. The authors did not record
 all settings: `fgvc_jax/recipes.py` says which ones are ours.
 
-Source: github.com/danhugo/finernet (report 000). Published top-1, fine-tune -> pipeline (one seed, best epoch
+Source: github.com/danhugo/finernet. Published top-1, fine-tune -> pipeline (one seed, best epoch
 on the test set): ResNet-50 90.78 -> 91.62, ViT-B/16 92.20 -> 93.38.
 The ViT-B/16 gain is the only one of the report that clearly exceeds two standard errors.
 Ran by us: never in full; two steps of every phase at a small size, in the tests.

@@ -9,7 +9,7 @@ the authors' code as it is (constant learning rate, inner product, self by rank,
 that drifts though frozen), but for its choice of the best epoch on the test set. The authors did not record
 all settings: `fgvc_jax/recipes.py` says which ones are ours.
 
-Source: github.com/danhugo/finernet (report 000). Published top-1, fine-tune -> pipeline (one seed, best epoch
+Source: github.com/danhugo/finernet. Published top-1, fine-tune -> pipeline (one seed, best epoch
 on the test set): ResNet-50 87.90 -> 88.44, ViT-B/16 90.39 -> 90.66.
 The ResNet-50 numbers almost surely start from iNaturalist weights, not from the ImageNet weights named
 here: an independent ImageNet ResNet-50 at 448 px reaches 84.55. Do not expect 87.9 from this config.

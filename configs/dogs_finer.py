@@ -9,7 +9,7 @@ the authors' code as it is (constant learning rate, inner product, self by rank,
 that drifts though frozen), but for its choice of the best epoch on the test set. The authors did not record
 all settings: `fgvc_jax/recipes.py` says which ones are ours.
 
-Source: github.com/danhugo/finernet (report 000). Published top-1, fine-tune -> pipeline (one seed, best epoch
+Source: github.com/danhugo/finernet. Published top-1, fine-tune -> pipeline (one seed, best epoch
 on the test set): ResNet-50 88.61 -> 88.72, ViT-B/16 89.09 -> 89.38.
 The images come from ImageNet, so every ImageNet-pretrained number on this set is inflated.
 Ran by us: never in full; two steps of every phase at a small size, in the tests.

@@ -9,7 +9,7 @@ the authors' code as it is (constant learning rate, inner product, self by rank,
 that drifts though frozen), but for its choice of the best epoch on the test set. The authors did not record
 all settings: `fgvc_jax/recipes.py` says which ones are ours.
 
-Source: github.com/danhugo/finernet (report 000). Published top-1, fine-tune -> pipeline (one seed, best epoch
+Source: github.com/danhugo/finernet. Published top-1, fine-tune -> pipeline (one seed, best epoch
 on the test set): ResNet-50 77.23 -> 77.55, ViT-B/16 83.19 -> 84.41.
 One of the ten official splits; which one, and whether 40 or 80 images a class, is not known. The official
 score is the mean over all ten.

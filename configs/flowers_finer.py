@@ -9,7 +9,7 @@ the authors' code as it is (constant learning rate, inner product, self by rank,
 that drifts though frozen), but for its choice of the best epoch on the test set. The authors did not record
 all settings: `fgvc_jax/recipes.py` says which ones are ours.
 
-Source: github.com/danhugo/finernet (report 000). Published top-1, fine-tune -> pipeline (one seed, best epoch
+Source: github.com/danhugo/finernet. Published top-1, fine-tune -> pipeline (one seed, best epoch
 on the test set): ResNet-50 97.12 -> 97.53; none for ViT.
 Tested on the official 6,149 images; whether the authors trained on 1,020 or 2,040 is not known.
 Ran by us: never in full; two steps of every phase at a small size, in the tests.

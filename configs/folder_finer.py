@@ -5,7 +5,7 @@
 The data and the weights are given as for `my_images.py`. Read the row 'control' beside the row 'retrain': it
 is the plain fine-tune, gone on with for as many images as the pair phase and the retraining used.
 
-Source: github.com/danhugo/finernet (report 000), with our defaults (cosine similarity, evaluation
+Source: github.com/danhugo/finernet, with our defaults (cosine similarity, evaluation
 preprocessing, the image itself left out by index, selection on validation); the report's gains are 0.1 to
 1.2 points. Ran: see README.md, on 31 kinds of produce.
 """

@@ -22,7 +22,7 @@ PLAIN = {
 
 
 def finer(config: ConfigDict, *, finetune: dict, pairs: dict, retrain: dict, mine: dict) -> None:
-    """Adds the sections of FineNet's pipeline (report 000) and a control, and sets the phase list.
+    """Adds the sections of FineNet's pipeline and a control, and sets the phase list.
 
     fine-tune -> embed -> mine -> same/different phase -> retrain; the control goes on fine-tuning for as
     many images as pairs and retrain used. The arguments override what `training()` and `mining()` say.
@@ -104,7 +104,7 @@ def finenet(dataset: str, variant: str) -> ConfigDict:
 
     Args:
       dataset: 'cub', 'cars', 'dogs', 'flowers' or 'dtd'; its images are looked for in
-        $FGVC_DATA/<dataset>/train and /test, class folders as report 000 lays them out.
+        $FGVC_DATA/<dataset>/train and /test, class folders, as the authors' README lays them out.
       variant: a backbone ('' = resnet50), with ':released' for the authors' code as it is.
     """
     backbone, _, released = (variant or "resnet50").partition(":")

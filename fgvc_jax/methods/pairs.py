@@ -1,6 +1,6 @@
 """Same or different class? One backbone for both images and a small comparator on the two embeddings.
 
-FineNet's third phase (report 000). The pair enters as [0, f(query), 0, f(neighbour)]; the zeros stand where
+FineNet's third phase. The pair enters as [0, f(query), 0, f(neighbour)]; the zeros stand where
 the authors' separators stand and keep the layer's shape. It is ordered, not symmetric.
 """
 
