@@ -61,8 +61,8 @@ def check(config: ConfigDict) -> None:
         if "batch" in section:
             _at_least(section.batch, 1, f"config.{name}.batch")
     choose(config.model.backbone, backbones.names(), "config.model.backbone")
-    choose(config.model.dtype, ("auto", "float32", "bfloat16", "float64"), "config.model.dtype")
     types = ("float32", "bfloat16", "float64")
+    choose(config.model.dtype, ("auto", *types), "config.model.dtype")
     choose(config.model.param_dtype, types, "config.model.param_dtype")
     if (
         "float64" in (config.model.dtype, config.model.param_dtype)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from flax import nnx
 
 from fgvc_jax import methods
 from fgvc_jax.config import choose
@@ -14,10 +13,10 @@ from fgvc_jax.data.cache import Canvases, fit
 from fgvc_jax.data.feed import Feed
 from fgvc_jax.data.sources import EXTENSIONS, read_image
 from fgvc_jax.errors import UserError
-from fgvc_jax.model import load_description
+from fgvc_jax.model import load_description, trained
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree
-from fgvc_jax.train.checkpoint import METRIC, Checkpoints, pick
+from fgvc_jax.train.checkpoint import METRIC
 from fgvc_jax.train.predict import predict_all
 from fgvc_jax.train.step import predict_step
 
@@ -44,13 +43,9 @@ class Classifier:
         self.classes = self.description.classes
         done = folder / "DONE.json"
         self.metrics = json.loads(done.read_text())["validation"] if done.exists() else {}
-        module = nnx.eval_shape(self.description.build)
         self._mesh = meshes.make()
-        static, params, stats = tree.split(module)
-        weights = meshes.abstract({"params": params, "stats": stats}, self._mesh)
-        checkpoints = Checkpoints(folder / "checkpoints")
-        self._weights = checkpoints.restore_weights(pick(checkpoints, which), weights)
-        checkpoints.close()
+        _, module, self._weights = trained(folder, which, self._mesh)
+        static, _, _ = tree.split(module)
         dtype = np.dtype(self.description.dtype)
         self._step = predict_step(static, self._mesh, self.description.view, dtype)
 

@@ -8,10 +8,14 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from fgvc_jax import backbones, methods
 from fgvc_jax.data.augment import View
 from fgvc_jax.errors import UserError
+from fgvc_jax.train import mesh as meshes
+from fgvc_jax.train import tree
+from fgvc_jax.train.checkpoint import Checkpoints, pick
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,3 +84,24 @@ def load_description(path: str | os.PathLike) -> Description:
         return Description(**content | {"classes": tuple(content["classes"]), "view": view})
     except TypeError as error:
         raise UserError(f"{path} was written by another version of fgvc_jax: {error}") from None
+
+
+def trained(
+    folder: str | os.PathLike, which: str, mesh: Mesh
+) -> tuple[Description, nnx.Module, dict]:
+    """What a training phase has left in its folder.
+
+    Args:
+      which: the checkpoint, 'best' by validation or 'last'.
+
+    Returns:
+      (description, module in eval mode with shapes in place of arrays, {'params', 'stats'} on the mesh).
+    """
+    description = load_description(Path(folder, "model.json"))
+    module = nnx.eval_shape(description.build)
+    _, params, stats = tree.split(module)
+    places = meshes.abstract({"params": params, "stats": stats}, mesh)
+    checkpoints = Checkpoints(Path(folder, "checkpoints"))
+    weights = checkpoints.restore_weights(pick(checkpoints, which), places)
+    checkpoints.close()
+    return description, module, weights

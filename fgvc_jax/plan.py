@@ -12,10 +12,8 @@ from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from fgvc_jax import config as configs
-from fgvc_jax import lengths
 from fgvc_jax.data.feed import BATCH
 from fgvc_jax.data.manifest import Manifest, Split
-from fgvc_jax.errors import UserError
 from fgvc_jax.metrics.progress import duration
 from fgvc_jax.phases.context import Context, abstract_backbone
 from fgvc_jax.phases.train import cost_of
@@ -50,11 +48,10 @@ def costs(context: Context, done: dict[str, dict]) -> dict[str, PhaseCost]:
                 examples = mined.get("train", {}).get("pairs") or examples * width
                 validation = 2 * (mined.get("val", {}).get("pairs") or validation * width)
             cost = cost_of(context, name, examples)
-            steps, backward = cost
+            steps, backward = cost.steps, cost.images
             context.results[name] = {"images": backward}  # what later lengths refer to
-            forward = validation * max(
-                1, round(steps / max(1, _every(context, name, cost, examples)))
-            )
+            every = max(1, cost.length(section.eval_every, f"config.{name}.eval_every"))
+            forward = validation * max(1, round(steps / every))
         elif section.kind == "embed":
             forward = splits["train"] + splits.get("val", 0)
         elif section.kind == "evaluate":
@@ -75,16 +72,6 @@ def timed(context: Context, costs: dict[str, PhaseCost]) -> dict[str, PhaseCost]
             passes += cost.backward * (1 if frozen else 3)
         result[name] = cost._replace(seconds=passes * second)
     return result
-
-
-def _every(context: Context, name: str, cost, examples: int) -> int:
-    return lengths.steps(
-        context.config[name].eval_every,
-        where=f"config.{name}.eval_every",
-        images_per_step=cost.images // cost.steps,
-        images_per_epoch=examples * (cost.images // cost.steps // context.config[name].batch),
-        total_steps=cost.steps,
-    )
 
 
 def lines(costs: dict[str, PhaseCost], done: dict) -> list[str]:
@@ -148,9 +135,7 @@ def few_images(manifest: Manifest, limit: int = 64) -> Manifest:
 
 def train_and_val(manifest: Manifest) -> Manifest:
     """The manifest with validation joined to train."""
-    train, val = manifest.splits["train"], manifest.splits.get("val")
-    if val is None:
-        raise UserError("protocol 'refit' needs a validation split to pick the lengths on.")
+    train, val = manifest.splits["train"], manifest.splits["val"]
     joined = Split(train.files + val.files, np.concatenate([train.labels, val.labels]))
     rest = {name: split for name, split in manifest.splits.items() if name not in ("train", "val")}
     return dataclasses.replace(manifest, splits={"train": joined, **rest})

@@ -18,10 +18,9 @@ from fgvc_jax.data import cache, feed
 from fgvc_jax.data.augment import View
 from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.errors import UserError
-from fgvc_jax.model import Description, load_description
+from fgvc_jax.model import Description, trained
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree
-from fgvc_jax.train.checkpoint import Checkpoints, pick
 from fgvc_jax.train.step import predict_step
 from fgvc_jax.train.stop import Stop
 from fgvc_jax.weights import load_pretrained
@@ -133,14 +132,7 @@ class Context:
 
     def trained_model(self, phase: str, which: str) -> tuple[Description, nnx.Module, dict]:
         """(description, module in eval mode, {'params', 'stats'} on the mesh) of a finished phase."""
-        description = load_description(self.workdir / phase / "model.json")
-        module = nnx.eval_shape(description.build)
-        checkpoints = Checkpoints(self.workdir / phase / "checkpoints")
-        _, params, stats = tree.split(module)
-        weights = meshes.abstract({"params": params, "stats": stats}, self.mesh)
-        weights = checkpoints.restore_weights(pick(checkpoints, which), weights)
-        checkpoints.close()
-        return description, module, weights
+        return trained(self.workdir / phase, which, self.mesh)
 
 
 def backbone_arguments(config: ConfigDict) -> dict[str, Any]:

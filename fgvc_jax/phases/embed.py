@@ -4,7 +4,6 @@ import numpy as np
 
 from fgvc_jax.phases.context import Context
 from fgvc_jax.phases.train import phase_seed
-from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train.predict import predict_all
 
 
@@ -15,7 +14,6 @@ def run(context: Context, name: str) -> dict:
     'gallery', is what queries are compared with.
     """
     section = context.config[name]
-    meshes.check_batch(section.batch, context.mesh, f"config.{name}.batch")
     _, module, weights = context.trained_model(section.model, section.model_from)
     folder = context.directory(name)
     random = section.view == "train"

@@ -23,7 +23,6 @@ def run(context: Context, name: str) -> dict:
       control 'comparison': {'pipeline', 'control', 'split', 'count', 'b', 'c', 'p'}}.
     """
     section, config = context.config[name], context.config
-    meshes.check_batch(section.batch, context.mesh, f"config.{name}.batch")
     splits = [s for s in ("val", "test") if s in context.manifest.splits]
     classes = len(context.manifest.classes)
     models = list(section.models) or [
@@ -35,7 +34,11 @@ def run(context: Context, name: str) -> dict:
     scores: dict[str, dict[str, np.ndarray]] = {}
     for phase in models:
         row = {"name": phase}
+        chosen = context.results[phase]["validation"]
         for which in ("best", "last"):
+            if which == "last" and chosen["last"]["step"] == chosen["best"]["step"]:
+                row |= {f"last_{split}": row[split] for split in splits}
+                continue
             _, module, weights = context.trained_model(phase, which)
             for split in splits:
                 found = _predict(context, module, weights, split, section.batch)["scores"]

@@ -50,7 +50,6 @@ def check(context: Context, name: str) -> None:
                 f"config.{name}.{key}: {pattern!r} matches no parameter. They are called, for instance, "
                 f"{', '.join([*list(params)[:3], list(params)[-1]])}."
             )
-    meshes.check_batch(section.batch, context.mesh, f"config.{name}.batch")
 
 
 class Examples(NamedTuple):
@@ -99,13 +98,7 @@ def run(context: Context, name: str) -> dict:
     )
 
     def length(text: str, key: str) -> int:
-        return lengths.steps(
-            text,
-            where=f"config.{name}.{key}",
-            images_per_step=cost.images // cost.steps,
-            images_per_epoch=len(train.index) * len(train.index[0]),
-            total_steps=cost.steps,
-        )
+        return cost.length(text, f"config.{name}.{key}")
 
     drops = [length(text, "schedule_steps") for text in section.schedule_steps]
     rate = optim.schedule(
@@ -171,7 +164,7 @@ def run(context: Context, name: str) -> dict:
     progress = Progress(
         name,
         cost.steps,
-        cost.images // cost.steps,
+        cost.images_per_step,
         first_step=first,
         later_seconds=context.later_seconds,
         stream=None if context.main else io.StringIO(),
@@ -207,7 +200,7 @@ def run(context: Context, name: str) -> dict:
             writer.close()
     return {
         "steps": last,
-        "images": last * (cost.images // cost.steps),
+        "images": last * cost.images_per_step,
         "seconds_by_kind": {k: round(v, 2) for k, v in vars(seconds).items()},
         "validation": _validation(folder / "checkpoints", last),
     }
@@ -261,15 +254,31 @@ def phase_seed(seed: int, name: str) -> int:
 
 
 class Cost(NamedTuple):
+    """Length of a training phase; images are those through a backward pass."""
+
     steps: int
-    images: int  # through a backward pass
+    images_per_step: int
+    images_per_epoch: int
+
+    @property
+    def images(self) -> int:
+        return self.steps * self.images_per_step
+
+    def length(self, text: str, where: str) -> int:
+        """Steps of a length within the phase, such as its warm-up."""
+        return lengths.steps(
+            text,
+            where=where,
+            images_per_step=self.images_per_step,
+            images_per_epoch=self.images_per_epoch,
+            total_steps=self.steps,
+        )
 
 
 def cost_of(context: Context, name: str, examples: int) -> Cost:
     """Length of a training phase over this many examples (images or pairs)."""
     section = context.config[name]
     views = methods.get(section.method).views
-    meshes.check_batch(section.batch, context.mesh, f"config.{name}.batch")
     count = lengths.steps(
         section.length,
         where=f"config.{name}.length",
@@ -277,7 +286,7 @@ def cost_of(context: Context, name: str, examples: int) -> Cost:
         images_per_epoch=examples * views,
         earlier={p: r["images"] for p, r in context.results.items() if "images" in r},
     )
-    return Cost(max(1, count), max(1, count) * section.batch * views)
+    return Cost(max(1, count), section.batch * views, examples * views)
 
 
 def _examples(context: Context, section, split: str) -> Examples | None:
