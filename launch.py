@@ -2,7 +2,7 @@
 
 import sys
 
-from fgvc_jax.cli import train
+from fgvc_jax import cli
 
 if __name__ == "__main__":
-    sys.exit(train())
+    sys.exit(cli.run("train"))

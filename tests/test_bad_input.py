@@ -67,7 +67,7 @@ def start(monkeypatch, capsys, tmp_path):
 
     def run(*arguments: str):
         monkeypatch.setattr(sys, "argv", ["launch.py", *map(str, arguments)])
-        status = cli.train()
+        status = cli.run("train")
         return (status, *capsys.readouterr())
 
     return run
@@ -208,7 +208,7 @@ import sys
 from fgvc_jax import cli
 for extra in ("--config.finetune.batch=5", "--config.evaluate.batch=5"):
     sys.argv = ["launch.py", *sys.argv[1:], extra]
-    print("status", cli.train())
+    print("status", cli.run("train"))
     sys.argv.pop()
 """
 

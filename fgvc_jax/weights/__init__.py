@@ -59,6 +59,8 @@ def load_pretrained(
     tree, place = _state_dict(contents.tree, path)
     entries = _entries(tree, table)
     layout = _layout(table, entries, module.info.name, path)
+    if layout.translate:
+        entries = layout.translate(entries)
     state = nnx.state(module)
     variables = {"/".join(map(str, p)): v for p, v in nnx.to_flat_state(state)}
     # Raw, so that shapes alone (nnx.eval_shape) will do.

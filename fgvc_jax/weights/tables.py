@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from fgvc_jax.weights.readers import Entry
+
 Shape = tuple[int, ...]
 
 
@@ -17,12 +19,16 @@ class Layout(NamedTuple):
       key: path of ours, 'layer1/0/conv1/kernel', -> key in the file, 'layer1.0.conv1.weight'.
       preprocessing: fields in which this library's published weights want other images than the
         backbone says.
+      translate: for files that are not one array for one of ours (split q, k, v; other axes): the
+        entries of the file -> entries as torch would hold them, to which `key` then refers. What it
+        does not know it passes on, so that the report lists it.
     """
 
     name: str
     marker: str
     key: Callable[[str], str]
     preprocessing: dict[str, Any] = {}  # noqa: RUF012
+    translate: Callable[[dict[str, Entry]], dict[str, Entry]] | None = None
 
 
 class Table(NamedTuple):

@@ -1,0 +1,1 @@
+"""The console commands, one a file: `fgvc predict` is `predict.main()`, its flags are sys.argv[1:]."""

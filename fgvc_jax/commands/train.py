@@ -1,0 +1,97 @@
+"""fgvc train --config=FILE.py[:VARIANT] --workdir=DIR [--config.KEY=VALUE ...]
+
+The same as `python launch.py`.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from fgvc_jax.config import as_json, did_you_mean
+from fgvc_jax.errors import UserError
+
+
+def main() -> None:
+    """Parses the flags of the command line and the config file, and runs."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file, with a variant behind a colon.", flag_values=values
+    )
+    flags.DEFINE_string("workdir", None, "The run's folder.", flag_values=values)
+    flags.DEFINE_bool(
+        "dry_run", False, "Two steps of every phase on 64 images.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "reuse",
+        "",
+        "A workdir to take phases from that would come out the same.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool("print_config", False, "Print the config and stop.", flag_values=values)
+    flags.DEFINE_bool(
+        "distributed",
+        False,
+        "Start jax.distributed: by itself on TPU pods and Slurm; elsewhere with JAX_COORDINATOR_ADDRESS, "
+        "JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool("help", False, "Print this.", short_name="h", flag_values=values)
+
+    rest = _parse(values)
+    if values.help:
+        print(f"usage: {__doc__}", values.get_help(), sep="\n")
+        return
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}. A flag is written --name=value.")
+    if values.config is None:
+        raise UserError("no config: pass --config=configs/quickstart.py, for instance.")
+    config = values.config
+    if values.print_config:
+        print(as_json(config))
+        return
+    if not values.workdir:
+        raise UserError("no workdir: pass --workdir=runs/NAME, the folder for this run's files.")
+    if values.distributed:
+        _start_distributed()
+    from fgvc_jax.run import run
+
+    logging.set_verbosity(logging.ERROR)  # the libraries' own remarks
+    run(config, values.workdir, dry_run=values.dry_run, reuse=values.reuse)
+
+
+def _parse(values: flags.FlagValues) -> list[str]:
+    """The arguments that are not flags; UserError for a flag, key, value or file that is wrong."""
+    for argument in sys.argv[1:]:
+        name, _, value = argument.lstrip("-").partition("=")
+        path = Path(value.partition(":")[0])
+        if name == "config" and not path.is_file():
+            there = sorted(p.name for p in path.parent.glob("*.py"))
+            raise UserError(f"no config file {path}{did_you_mean(path.name, there)}")
+    try:
+        return values(sys.argv)[1:]
+    except flags.Error as error:
+        raise UserError(str(error)) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # ml_collections puts the repr of a repr into its message.
+        text = str(error.args[0] if error.args else error)
+        near = re.search(r'Did you mean "(.*)" instead of "(.*)"', text)
+        if near:
+            text = f"there is no config key {near[2]!r}; did you mean {near[1]!r}?"
+        raise UserError(text) from None
+
+
+def _start_distributed() -> None:
+    import jax
+
+    environment = os.environ
+    if "JAX_COORDINATOR_ADDRESS" in environment:
+        jax.distributed.initialize(
+            num_processes=int(environment["JAX_NUM_PROCESSES"]),
+            process_id=int(environment["JAX_PROCESS_ID"]),
+        )
+    else:
+        jax.distributed.initialize()
