@@ -31,6 +31,10 @@ class Manifest:
       splits: 'train' and usually 'val' and 'test', in this order.
       read: file -> uint8 [H, W, 3], RGB, upright. Raises UserError for a file it cannot read.
       root: the directory that `files` are relative to; None where they are not files on disk.
+      ids: the original id of each class, where the data set has ids besides names ('04780'); a
+        class's label is its position, never its id.
+      unlabelled: files that come without labels, to be classified with a finished run.
+      stamp: identifies the pixels where they are not files on disk; '' = they are hashed themselves.
     """
 
     name: str
@@ -38,6 +42,9 @@ class Manifest:
     splits: dict[str, Split]
     read: Callable[[str], np.ndarray]
     root: str | None = None
+    ids: tuple[str, ...] = ()
+    unlabelled: tuple[str, ...] = ()
+    stamp: str = ""
 
 
 def check(manifest: Manifest) -> None:

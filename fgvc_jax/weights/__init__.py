@@ -118,7 +118,7 @@ def _entries(tree: dict, table: Table) -> dict[str, Entry]:
 
 def _layout(table: Table, entries: dict[str, Entry], name: str, path: Path) -> Layout:
     for layout in table.layouts:
-        if layout.marker in entries:
+        if layout.marker in entries and layout.when(entries):
             return layout
     known = " or ".join(f"{layout.marker!r} ({layout.name})" for layout in table.layouts)
     raise UserError(

@@ -15,10 +15,11 @@ class Layout(NamedTuple):
 
     Attributes:
       name: of the library that writes it.
-      marker: a key that only files of this layout have.
+      marker: a key that files of this layout have; the first layout of a table that fits is taken.
       key: path of ours, 'layer1/0/conv1/kernel', -> key in the file, 'layer1.0.conv1.weight'.
       preprocessing: fields in which this library's published weights want other images than the
         backbone says.
+      when: a further condition on the entries of the file.
       translate: for files that are not one array for one of ours (split q, k, v; other axes): the
         entries of the file -> entries as torch would hold them, to which `key` then refers. What it
         does not know it passes on, so that the report lists it.
@@ -28,6 +29,7 @@ class Layout(NamedTuple):
     marker: str
     key: Callable[[str], str]
     preprocessing: dict[str, Any] = {}  # noqa: RUF012
+    when: Callable[[dict[str, Entry]], bool] = lambda entries: True
     translate: Callable[[dict[str, Entry]], dict[str, Entry]] | None = None
 
 
