@@ -8,6 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compare import (
+    FLOAT32,
+    check_gradients,
+    forward,
+    hook,
+    images,
+    randomise,
+    relative,
+    to_torch,
+)
 from flax import nnx
 
 from fgvc_jax import backbones
@@ -16,47 +26,6 @@ from fgvc_jax.weights import load_pretrained
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install -e '.[test]'")
 torchvision = pytest.importorskip("torchvision", reason="parity needs torchvision")
 timm = pytest.importorskip("timm", reason="parity needs timm")
-
-
-def randomise(model: "torch.nn.Module", seed: int = 0) -> "torch.nn.Module":
-    """Statistics, scales, biases and embeddings far from their initial 0 and 1; in place.
-
-    Linear layers keep the size of what passes through them, so that no part of a block is negligible.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in model.state_dict().items():
-        if tensor.ndim <= 1 and tensor.is_floating_point():
-            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-            positive = name.endswith(("running_var", "weight"))
-            tensor.copy_(0.5 + noise if positive else 0.4 * (noise - 0.5))
-        elif tensor.ndim == 2:
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) / tensor.shape[1] ** 0.5)
-        elif "token" in name or "pos_embed" in name:
-            tensor.copy_(torch.randn(tensor.shape, generator=generator))
-    return model.eval()
-
-
-def images(size: int, batch: int = 2, dtype=np.float32) -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(batch, size, size, 3)).astype(dtype)
-
-
-def to_torch(x_BHWC: np.ndarray) -> "torch.Tensor":
-    return torch.from_numpy(x_BHWC.transpose(0, 3, 1, 2).copy())
-
-
-def relative(ours, theirs) -> float:
-    """Largest error, relative to the largest value."""
-    ours, theirs = np.asarray(ours, np.float64), theirs.detach().double().numpy()
-    assert ours.shape == theirs.shape
-    return np.abs(ours - theirs).max() / np.abs(theirs).max()
-
-
-def hook(modules: dict) -> dict:
-    """Outputs by name, filled when the torch model runs."""
-    outputs: dict = {}
-    for name, module in modules.items():
-        module.register_forward_hook(lambda m, i, out, name=name: outputs.update({name: out}))
-    return outputs
 
 
 def resnet_blocks(model) -> dict:
@@ -70,18 +39,6 @@ def resnet_blocks(model) -> dict:
 def grid(tokens, side: int):
     """[B, 1 + side * side, D] with the class token -> [B, D, side, side]."""
     return tokens[:, 1:].transpose(1, 2).reshape(tokens.shape[0], -1, side, side)
-
-
-def forward(module: nnx.Module, x: np.ndarray) -> backbones.Features:
-    module.eval()
-    taps = [tap.name for tap in module.info.taps]
-    graphdef, state = nnx.split(module)
-    state = nnx.to_pure_dict(state)
-    return jax.jit(lambda s, x: nnx.merge(graphdef, s)(x, taps))(state, x)
-
-
-# Relative error of a float32 forward pass. torch's own against float64 is about 1e-6.
-FLOAT32 = 1e-5
 
 
 @pytest.mark.parametrize("source", ["torchvision/resnet18.pth", "timm/resnet18.safetensors"])
@@ -196,52 +153,6 @@ def test_vit_called_at_another_size(tmp_path):
     with torch.no_grad():
         theirs = model(to_torch(x))
     assert relative(forward(module, x).pooled, theirs) <= FLOAT32
-
-
-def gradients(module, x, weights):
-    """Gradients of sum(weights * pooled^2) by path, and the statistics that the pass left, in training."""
-    module.train()
-    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
-
-    def loss(params, rest):
-        merged = nnx.merge(graphdef, params, rest)
-        value = (weights * merged(x).pooled ** 2).sum()
-        return value, nnx.to_pure_dict(nnx.split(merged, nnx.Param, ...)[2])
-
-    run = jax.jit(jax.grad(loss, has_aux=True))
-    grads, stats = run(nnx.to_pure_dict(params), nnx.to_pure_dict(rest))
-    flat = {**nnx.traversals.flatten_mapping(grads), **nnx.traversals.flatten_mapping(stats)}
-    return {"/".join(map(str, path)): value for path, value in flat.items()}
-
-
-def torch_axes(path: str, value) -> np.ndarray:
-    value = np.asarray(value)
-    if path.endswith("kernel"):
-        value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-    return value
-
-
-def check_gradients(module, report, model, x, pooled):
-    weights = np.random.default_rng(1).normal(size=(x.shape[0], module.info.width))
-    model.train()
-    (torch.from_numpy(weights) * pooled(to_torch(x)) ** 2).sum().backward()
-    theirs = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
-    theirs |= {name: b.numpy() for name, b in model.named_buffers()}
-    ours = gradients(module, x, weights)
-    assert ours.keys() == report.used.keys()
-
-    whole = np.sqrt(
-        sum((np.linalg.norm(p.grad) ** 2) for p in model.parameters() if p.grad is not None)
-    )
-    for path, key in report.used.items():
-        there, here = theirs[key], torch_axes(path, ours[path])
-        assert here.dtype == np.float64
-        error = np.linalg.norm(here - there)
-        if path.endswith(("mean", "var")):  # running statistics after this one step
-            assert error <= 1e-12 * np.linalg.norm(there), path
-        else:
-            # Some true gradients are zero (a key's bias under softmax): hence the floor.
-            assert error <= 1e-10 * max(np.linalg.norm(there), 1e-6 * whole), path
 
 
 def test_resnet_gradients_and_statistics_in_float64(tmp_path):
