@@ -12,3 +12,9 @@ if "FGVC_TESTS" not in os.environ:
     os.environ["FGVC_TESTS"] = os.environ["FGVC_CACHE"] = _caches.name
     os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{_caches.name}/xla"
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+
+def pytest_addoption(parser):
+    """For tests/parity; an option has to be known before any folder below is looked at."""
+    parser.addoption("--torch-checkpoint", help="a torch file: its forward pass against ours")
+    parser.addoption("--torch-model", help="the library's name of its model, where it is another")

@@ -130,17 +130,51 @@ def test_wrong_calls(backbone, images):
             backbone(images[:, :40])
 
 
-# Published counts, with a classifier of 1000 classes: torchvision's and timm's model pages.
+# With a classifier of 1000 classes: as torchvision publishes them; of nets that it lacks, of timm's modules.
 COUNTS = {
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
     "resnet50": 25_557_032,
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
+    "resnext50_32x4d": 25_028_904,
+    "resnext101_32x8d": 88_791_336,
+    "resnext101_64x4d": 83_455_272,
+    "efficientnet_b0": 5_288_548,
+    "efficientnet_b1": 7_794_184,
+    "efficientnet_b2": 9_109_994,
+    "efficientnet_b3": 12_233_232,
+    "efficientnet_b4": 19_341_616,
+    "efficientnet_b5": 30_389_784,
+    "efficientnet_b6": 43_040_704,
+    "efficientnet_b7": 66_347_960,
+    "tf_efficientnet_b0": 5_288_548,
+    "tf_efficientnet_b1": 7_794_184,
+    "tf_efficientnet_b2": 9_109_994,
+    "tf_efficientnet_b3": 12_233_232,
+    "tf_efficientnet_b4": 19_341_616,
+    "tf_efficientnet_b5": 30_389_784,
+    "tf_efficientnet_b6": 43_040_704,
+    "tf_efficientnet_b7": 66_347_960,
+    "convnext_tiny": 28_589_128,
+    "convnext_small": 50_223_688,
+    "convnext_base": 88_591_464,
     "vit_tiny_patch16_224": 5_717_416,
     "vit_small_patch16_224": 22_050_664,
     "vit_base_patch16_224": 86_567_656,
     "vit_base_patch16_384": 86_859_496,
+    "vit_large_patch16_224": 304_326_632,
+    "vit_large_patch16_384": 304_715_752,
+    "vit_small_patch14_dinov2": 22_441_192,
+    "vit_base_patch14_dinov2": 87_348_712,
+    "vit_small_patch14_reg4_dinov2": 22_442_344,
+    "vit_base_patch14_reg4_dinov2": 87_351_016,
+    "swin_tiny_patch4_window7_224": 28_288_354,
+    "swin_small_patch4_window7_224": 49_606_258,
+    "swin_base_patch4_window7_224": 87_768_224,
+    "swin_base_patch4_window12_384": 87_903_584,
+    "swin_large_patch4_window7_224": 196_532_476,
+    "swin_large_patch4_window12_384": 196_735_516,
 }
 
 

@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from fgvc_jax.backbones import resnet, vit
+from fgvc_jax.backbones import convnext, efficientnet, resnet, swin, vit
 from fgvc_jax.backbones.features import Features, Info, Preprocessing, Tap, unknown
 
 __all__ = ["Features", "Info", "Preprocessing", "Tap", "create", "names"]
 
-FAMILIES = (resnet, vit)
+FAMILIES = (resnet, efficientnet, convnext, vit, swin)
 
 
 def names() -> list[str]:
@@ -22,6 +22,7 @@ def create(
     image_size: int | None = None,
     dtype=jnp.float32,
     param_dtype=jnp.float32,
+    remat: bool = False,
     rngs: nnx.Rngs,
     **arguments,
 ) -> nnx.Module:
@@ -31,7 +32,11 @@ def create(
       name: one of `names()`, as timm spells it.
       image_size: side of the input in pixels; None for the size that the published weights use.
       dtype: of the computation (bfloat16 on accelerators); parameters are kept in `param_dtype`.
-      arguments: of the family: `width`, `depths` (ResNet); `depth`, `width`, `heads` (ViT).
+      remat: gradient checkpointing: each block is computed again for the gradient, instead of
+        keeping what is inside. Less memory on accelerators, about a third more time in training.
+      arguments: of the family: `width`, `depths` (ResNet, ConvNeXt); `depth`, `width`, `heads` (ViT);
+        `width`, `depths`, `heads`, `window` (Swin); `width`, `depth`,
+        `eps`, `momentum` (EfficientNet).
 
     Raises:
       UserError: for a name, an argument or a size that does not exist.
@@ -45,5 +50,11 @@ def create(
         if argument not in family.ARGUMENTS:
             raise unknown(f"argument of {name}", argument, family.ARGUMENTS)
     return family.create(
-        name, image_size=image_size, dtype=dtype, param_dtype=param_dtype, rngs=rngs, **arguments
+        name,
+        image_size=image_size,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        remat=remat,
+        rngs=rngs,
+        **arguments,
     )

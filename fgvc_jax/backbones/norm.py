@@ -1,8 +1,11 @@
 """Batch normalisation with PyTorch's arithmetic."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from fgvc_jax.errors import UserError
 
@@ -67,19 +70,18 @@ class BatchNorm(nnx.Module):
                 f"BatchNorm with groups={self.groups} cannot divide a batch of {batch}: "
                 "choose groups that divide the batch size."
             )
-        x = x.reshape(self.groups, batch // self.groups, *shape[1:])
-        axes = tuple(range(1, x.ndim - 1))
         count = x.size // (self.groups * shape[-1])
         if count < 2:
             raise UserError(
                 f"BatchNorm needs more than one value a channel in training, got {count} from an input "
                 f"of shape {shape} in {self.groups} group(s): use a larger batch or larger images."
             )
-        mean = x.mean(axes, keepdims=True)
-        var = jnp.square(x - mean).mean(axes, keepdims=True)
+        y, mean, var = _normalise(
+            x.reshape(self.groups, count, shape[-1]), self.scale[...], self.bias[...], self.eps
+        )
         self._move(self.mean, mean)
         self._move(self.var, var * (count / (count - 1)))
-        return self._affine(x, mean, var).reshape(shape).astype(dtype)
+        return y.reshape(shape).astype(dtype)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """For `nnx.view(module, use_running_average=True)`."""
@@ -87,10 +89,61 @@ class BatchNorm(nnx.Module):
             self.use_running_average = use_running_average
 
     def _affine(self, x, mean, var):
-        return (x - mean) * (jax.lax.rsqrt(var + self.eps) * self.scale[...]) + self.bias[...]
+        return _affine(x, mean, var, self.scale[...], self.bias[...], self.eps)
 
     def _move(self, running: nnx.BatchStat, new_G1C: jax.Array) -> None:
         old = running[...]
-        new = jax.lax.stop_gradient(new_G1C).reshape(self.groups, -1).mean(0).astype(old.dtype)
+        new = jax.lax.stop_gradient(new_G1C).mean((0, 1)).astype(old.dtype)
         # Raw, because the indexed write (`running[...] = `) makes tracing quadratic on jax 0.10.
         running.set_raw_value(self.momentum * old + (1 - self.momentum) * new)
+
+
+def _affine(x, mean, var, scale, bias, eps):
+    return (x - mean) * (lax.rsqrt(var + eps) * scale) + bias
+
+
+def _normalise(x_GNC, scale, bias, eps):
+    """(normalised x, mean [G, 1, C], biased variance [G, 1, C]) over axis 1."""
+
+    def plain(x, scale, bias):
+        mean = x.mean(1, keepdims=True)
+        var = jnp.square(x - mean).mean(1, keepdims=True)
+        return _affine(x, mean, var, scale, bias, eps), mean, var
+
+    return lax.platform_dependent(
+        *(x_GNC, scale, bias), cpu=lambda *a: _by_products(*a, eps), default=plain
+    )
+
+
+def _sum(x_GNC):
+    """Over axis 1, kept. XLA:CPU sums with one vector register, but multiplies matrices at full speed."""
+    return jnp.matmul(jnp.ones((1, x_GNC.shape[1]), x_GNC.dtype), x_GNC, precision="highest")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _by_products(x_GNC, scale, bias, eps):
+    return _by_products_forward(x_GNC, scale, bias, eps)[0]
+
+
+def _by_products_forward(x, scale, bias, eps):
+    mean = _sum(x) / x.shape[1]
+    var = _sum(jnp.square(x - mean)) / x.shape[1]
+    return (_affine(x, mean, var, scale, bias, eps), mean, var), (x, mean, var, scale)
+
+
+def _by_products_backward(eps, residuals, gradients):
+    """Of y alone: mean and variance go to the running statistics, which carry no gradient."""
+    x, mean, var, scale = residuals
+    g = gradients[0]
+    inverse = lax.rsqrt(var + eps)
+    normalised = (x - mean) * inverse
+    g_bias, g_scale = _sum(g), _sum(g * normalised)
+    g_x = inverse * scale * (g - (g_bias + normalised * g_scale) / x.shape[1])
+    return (
+        g_x.astype(x.dtype),
+        g_scale.sum((0, 1)).astype(scale.dtype),
+        g_bias.sum((0, 1)).astype(scale.dtype),
+    )
+
+
+_by_products.defvjp(_by_products_forward, _by_products_backward)

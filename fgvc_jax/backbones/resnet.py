@@ -1,4 +1,7 @@
-"""ResNet v1.5 (He et al. 2016, with the stride in the 3x3 convolution), as in torchvision."""
+"""ResNet v1.5 (He et al. 2016, with the stride in the 3x3 convolution) and ResNeXt (Xie et al. 2017).
+
+Both as in torchvision.
+"""
 
 from collections.abc import Sequence
 
@@ -6,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fgvc_jax.backbones import remat
 from fgvc_jax.backbones.features import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -23,7 +27,9 @@ from fgvc_jax.ops.conv import conv
 from fgvc_jax.ops.pool import max_pool
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int, *, dtype, param_dtype, rngs):
+def _conv(
+    inputs: int, outputs: int, kernel: int, stride: int, groups=1, *, dtype, param_dtype, rngs
+):
     # Padding as torch's (kernel - 1) / 2 on both sides; 'SAME' is another thing at stride 2.
     pad = (kernel - 1) // 2
     return nnx.Conv(
@@ -32,6 +38,7 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int, *, dtype, param_d
         (kernel, kernel),
         (stride, stride),
         padding=((pad, pad), (pad, pad)),
+        feature_group_count=groups,
         use_bias=False,
         dtype=dtype,
         param_dtype=param_dtype,
@@ -56,6 +63,7 @@ class BasicBlock(nnx.Module):
     """Two 3x3 convolutions; ResNet-18 and 34."""
 
     expansion = 1
+    groups = 1
 
     def __init__(self, inputs: int, planes: int, stride: int, **kw):
         self.conv1 = _conv(inputs, planes, 3, stride, **kw)
@@ -74,17 +82,23 @@ class BasicBlock(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3 (with the stride), 1x1; ResNet-50 and deeper."""
+    """1x1, 3x3 (with the stride), 1x1; ResNet-50 and deeper.
+
+    The 3x3 convolution has `groups` groups, each of `base_width` channels for every 64 planes.
+    """
 
     expansion = 4
+    groups = 1
+    base_width = 64
 
     def __init__(self, inputs: int, planes: int, stride: int, **kw):
         outputs = planes * self.expansion
-        self.conv1 = _conv(inputs, planes, 1, 1, **kw)
-        self.bn1 = BatchNorm(planes, **kw)
-        self.conv2 = _conv(planes, planes, 3, stride, **kw)
-        self.bn2 = BatchNorm(planes, **kw)
-        self.conv3 = _conv(planes, outputs, 1, 1, **kw)
+        inside = planes * self.base_width // 64 * self.groups
+        self.conv1 = _conv(inputs, inside, 1, 1, **kw)
+        self.bn1 = BatchNorm(inside, **kw)
+        self.conv2 = _conv(inside, inside, 3, stride, self.groups, **kw)
+        self.bn2 = BatchNorm(inside, **kw)
+        self.conv3 = _conv(inside, outputs, 1, 1, **kw)
         self.bn3 = BatchNorm(outputs, **kw)
         if stride != 1 or inputs != outputs:
             self.downsample = Downsample(inputs, outputs, stride, **kw)
@@ -98,8 +112,23 @@ class Bottleneck(nnx.Module):
         return jax.nn.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
+class ResNeXt32x4d(Bottleneck):
+    groups = 32
+    base_width = 4
+
+
+class ResNeXt32x8d(Bottleneck):
+    groups = 32
+    base_width = 8
+
+
+class ResNeXt64x4d(Bottleneck):
+    groups = 64
+    base_width = 4
+
+
 class ResNet(nnx.Module):
-    """ResNet without its classifier.
+    """ResNet or ResNeXt without its classifier.
 
     Taps: 'layer1' to 'layer4', each after the last block of its stage (strides 4, 8, 16, 32), and
     'layer1/0', 'layer1/1', ... after the earlier blocks. `pooled` is the mean over the cells of layer4.
@@ -107,6 +136,7 @@ class ResNet(nnx.Module):
     Args:
       depths: blocks in each of the four stages.
       width: channels of the stem, 64 in the published nets; all others scale with it.
+      remat: compute each block again for the gradient, instead of keeping what is inside.
     """
 
     def __init__(
@@ -117,12 +147,14 @@ class ResNet(nnx.Module):
         depths: Sequence[int],
         width: int = 64,
         image_size: int | None = None,
+        remat: bool = False,
         dtype=jnp.float32,
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,
     ):
         kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.dtype = dtype
+        self.remat = remat
         self.conv1 = _conv(3, width, 7, 2, **kw)
         self.bn1 = BatchNorm(width, **kw)
 
@@ -164,11 +196,10 @@ class ResNet(nnx.Module):
         record = Recorder(self.info, taps, edit)
         x = self.conv1(images_BHWC.astype(self.dtype))
         x = max_pool(jax.nn.relu(self.bn1(x)), 3, 2, 1)
+        names = iter(self.info.taps)
         for stage in ("layer1", "layer2", "layer3", "layer4"):
-            blocks = getattr(self, stage)
-            for number, block in enumerate(blocks):
-                last = number == len(blocks) - 1
-                x = record(stage if last else f"{stage}/{number}", block(x))
+            for block in getattr(self, stage):
+                x = record(next(names).name, remat.call(self.remat, block, x))
         pooled = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
         return Features(record.maps, pooled, None)
 
@@ -179,6 +210,9 @@ VARIANTS = {
     "resnet50": {"block": Bottleneck, "depths": (3, 4, 6, 3)},
     "resnet101": {"block": Bottleneck, "depths": (3, 4, 23, 3)},
     "resnet152": {"block": Bottleneck, "depths": (3, 8, 36, 3)},
+    "resnext50_32x4d": {"block": ResNeXt32x4d, "depths": (3, 4, 6, 3)},
+    "resnext101_32x8d": {"block": ResNeXt32x8d, "depths": (3, 4, 23, 3)},
+    "resnext101_64x4d": {"block": ResNeXt64x4d, "depths": (3, 4, 23, 3)},
 }
 ARGUMENTS = ("width", "depths")
 
@@ -189,4 +223,10 @@ def create(name: str, **arguments) -> ResNet:
     depths = arguments["depths"]
     if len(depths) != 4 or min(depths) < 1:
         raise UserError(f"{name}: depths={depths} must be four numbers of blocks, each at least 1.")
+    block, width = arguments["block"], arguments.get("width", 64)
+    if block.groups > 1 and width * block.base_width % 64:
+        raise UserError(
+            f"{name}: width={width} must be a multiple of {64 // block.base_width}, so that each of "
+            f"the {block.groups} groups has whole channels."
+        )
     return ResNet(name, **arguments | {"depths": tuple(depths)})

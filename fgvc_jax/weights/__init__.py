@@ -4,24 +4,33 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from fgvc_jax.backbones.convnext import ConvNeXt
+from fgvc_jax.backbones.efficientnet import EfficientNet
 from fgvc_jax.backbones.resnet import ResNet
+from fgvc_jax.backbones.swin import Swin
 from fgvc_jax.backbones.vit import ViT
 from fgvc_jax.errors import UserError
-from fgvc_jax.weights import resnet, vit
-from fgvc_jax.weights.published import locate
+from fgvc_jax.weights import convnext, efficientnet, resnet, swin, vit
+from fgvc_jax.weights.published import Published, locate
 from fgvc_jax.weights.readers import Entry, explained, read
 from fgvc_jax.weights.report import Report
 from fgvc_jax.weights.tables import Layout, Table
 
 __all__ = ["Report", "load_pretrained"]
 
-TABLES = {ResNet: resnet.TABLE, ViT: vit.TABLE}
+TABLES = {
+    ResNet: resnet.TABLE,
+    EfficientNet: efficientnet.TABLE,
+    ConvNeXt: convnext.TABLE,
+    ViT: vit.TABLE,
+    Swin: swin.TABLE,
+}
 CONTAINERS = ("state_dict", "model", "model_state_dict")
 PREFIXES = ("module.", "backbone.")
 HEAD = re.compile(r"(fc|head|heads|head_dist|classifier)\.")
@@ -31,7 +40,7 @@ COUNTER = "num_batches_tracked"
 def load_pretrained(
     module: nnx.Module, source: str, *, allow: Sequence[str] = ()
 ) -> tuple[nnx.Module, Report]:
-    """Fills a backbone with the weights of a file.
+    """Fills a backbone with published weights.
 
     Every array of the backbone must be found once, with its shape, and every key of the file must
     be used, except for the classifier's, which is left out. Position embeddings of another image
@@ -41,8 +50,9 @@ def load_pretrained(
 
     Args:
       module: from `backbones.create`; updated in place, its `info.preprocessing` too where the
-        layout tells that the weights were trained with another normalisation.
-      source: path of a .safetensors, .pth, .pt, .bin or .npz file.
+        config.json, the name or the layout tells that the weights were trained with another one.
+      source: path of a .safetensors, .pth, .pt, .bin or .npz file, or what else `published.locate`
+        takes: a folder, 'timm/resnet50.a1_in1k', 'torchvision/resnet50.IMAGENET1K_V2'.
       allow: regular expressions, matching in full, of paths of the backbone that may stay as they
         are ('layer4/.*') and of keys of the file that may stay unused ('neck.*').
 
@@ -53,26 +63,16 @@ def load_pretrained(
       UserError: no such file, a file that is broken or not allowed to be what it is, keys or shapes
         that do not match, values that are not finite. The module is then unchanged.
     """
-    path = locate(source)
-    table = TABLES[type(module)]
-    contents = read(path)
-    tree, place = _state_dict(contents.tree, path)
-    entries = _entries(tree, table)
-    layout = _layout(table, entries, module.info.name, path)
-    if layout.translate:
-        entries = layout.translate(entries)
+    weights = open_weights(source)
+    report, entries, layout = match(module, weights)
+    _insist(report, allow)
+    published, table = weights.published, TABLES[type(module)]
     state = nnx.state(module)
     variables = {"/".join(map(str, p)): v for p, v in nnx.to_flat_state(state)}
-    # Raw, so that shapes alone (nnx.eval_shape) will do.
-    shapes = {ours: variable.get_raw_value().shape for ours, variable in variables.items()}
-
-    report = Report(str(path), ", ".join([f"layout of {layout.name}", contents.format, *place]))
-    report.ignored = [str(key) for key in tree if not isinstance(tree[key], Entry)]
-    _match(report, entries, shapes, table, layout)
-    _insist(report, module.info.name, allow)
+    shapes = _shapes(module)
     arrays = {}
     for ours, key in report.used.items():
-        array = _axes(ours, _values(entries[key], key, path))
+        array = _axes(ours, _values(entries[key], key, published.path))
         if array.shape != shapes[ours]:
             array = table.resize(ours, array.shape, shapes[ours])(jnp.asarray(array, jnp.float32))
         arrays[ours] = jnp.asarray(array, variables[ours].get_raw_value().dtype)
@@ -80,10 +80,70 @@ def load_pretrained(
     for ours, array in arrays.items():
         variables[ours].set_raw_value(array)
     nnx.update(module, state)
-    preprocessing = module.info.preprocessing._replace(**layout.preprocessing)
+    preprocessing = module.info.preprocessing._replace(
+        **layout.preprocessing | published.preprocessing
+    )
     module.info = dataclasses.replace(module.info, preprocessing=preprocessing)
     report.preprocessing = preprocessing
     return module, report
+
+
+class StateDict(NamedTuple):
+    """The arrays of a file.
+
+    Attributes:
+      form: what the file is, in words.
+      entries: by key, without the prefixes that wrappers add.
+      ignored: keys that hold no arrays.
+    """
+
+    published: Published
+    form: str
+    entries: dict[str, Entry]
+    ignored: list[str]
+
+
+def open_weights(source: str) -> StateDict:
+    """Reads what a file of weights holds, but not yet the values. `source` as in `locate`."""
+    published = locate(source)
+    contents = read(published.path)
+    tree, place = _state_dict(contents.tree, published.path)
+    entries = {str(key): value for key, value in tree.items() if isinstance(value, Entry)}
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) or HEAD.match(key) for key in entries):
+            entries = _renamed(entries, "^" + re.escape(prefix), "", published.path)
+    ignored = [str(key) for key in tree if not isinstance(tree[key], Entry)]
+    return StateDict(published, ", ".join([contents.format, *place]), entries, ignored)
+
+
+def match(module: nnx.Module, weights: StateDict) -> tuple[Report, dict[str, Entry], Layout]:
+    """What would go where in a backbone, which may have shapes alone (nnx.eval_shape).
+
+    Returns:
+      The report, the entries under the keys that it names, the layout.
+
+    Raises:
+      UserError: the file has no layout of this family.
+    """
+    published, table, name = weights.published, TABLES[type(module)], module.info.name
+    entries = weights.entries
+    for pattern, replacement in table.old_names:
+        entries = _renamed(entries, pattern, replacement, published.path)
+    layout = _layout(table, entries, name, published.path)
+    if layout.translate:
+        entries = layout.translate(entries)
+    report = Report(published.title, f"layout of {layout.name}, {weights.form}", name)
+    report.ignored = list(weights.ignored)
+    report.licence, report.architecture = published.licence, published.architecture
+    report.remark = published.remark
+    report.refused = layout.refuses(module, published.architecture or published.path.name)
+    _place(report, entries, _shapes(module), table, layout)
+    return report, entries, layout
+
+
+def _shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
+    variables = nnx.to_flat_state(nnx.state(module))
+    return {"/".join(map(str, path)): v.get_raw_value().shape for path, v in variables}
 
 
 def _state_dict(tree: Any, path: Path) -> tuple[dict, list[str]]:
@@ -96,24 +156,26 @@ def _state_dict(tree: Any, path: Path) -> tuple[dict, list[str]]:
         tree, place = tree[inner], [*place, f"under {inner!r}"]
     if not isinstance(tree, dict) or not any(isinstance(value, Entry) for value in tree.values()):
         found = (
-            ", ".join(map(str, list(tree)[:8])) if isinstance(tree, dict) else type(tree).__name__
+            ", ".join(f"{key!r:.80}" for key in list(tree)[:8])
+            if isinstance(tree, dict)
+            else type(tree).__name__
         )
         raise UserError(
             f"{path}: no weights found, neither at the top nor under {', '.join(CONTAINERS)}. "
             f"The file has: {found}."
         )
+    for key in map(str, tree):
+        if len(key) > 500 or not key.isprintable():
+            raise UserError(f"{path}: refused: {key!r:.80} is no name of an array.")
     return tree, place
 
 
-def _entries(tree: dict, table: Table) -> dict[str, Entry]:
-    """The arrays by key, without the prefixes that wrappers add, under today's names."""
-    entries = {str(key): value for key, value in tree.items() if isinstance(value, Entry)}
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) or HEAD.match(key) for key in entries):
-            entries = {key.removeprefix(prefix): entry for key, entry in entries.items()}
-    for pattern, replacement in table.old_names:
-        entries = {re.sub(pattern, replacement, key): entry for key, entry in entries.items()}
-    return entries
+def _renamed(entries: dict[str, Entry], pattern: str, replacement: str, path: Path):
+    names = {key: re.sub(pattern, replacement, key) for key in entries}
+    if len(set(names.values())) < len(entries):
+        old, new = next((old, new) for old, new in names.items() if old != new and new in entries)
+        raise UserError(f"{path}: {old!r} and {new!r} name the same array.")
+    return {names[key]: entry for key, entry in entries.items()}
 
 
 def _layout(table: Table, entries: dict[str, Entry], name: str, path: Path) -> Layout:
@@ -127,7 +189,7 @@ def _layout(table: Table, entries: dict[str, Entry], name: str, path: Path) -> L
     )
 
 
-def _match(report: Report, entries, shapes, table: Table, layout: Layout) -> None:
+def _place(report: Report, entries, shapes, table: Table, layout: Layout) -> None:
     """Puts every key of the file and every array of the backbone into its place of the report."""
     keys = {ours: layout.key(ours) for ours in shapes}
     places = set(keys.values())
@@ -135,7 +197,7 @@ def _match(report: Report, entries, shapes, table: Table, layout: Layout) -> Non
         if key in places:
             continue
         if HEAD.match(key):
-            report.head.append(key)
+            report.head[key] = entry.shape
         elif key.endswith(COUNTER):
             report.ignored.append(key)
         else:
@@ -154,18 +216,21 @@ def _match(report: Report, entries, shapes, table: Table, layout: Layout) -> Non
             report.misshaped[ours] = (key, there, here)
 
 
-def _insist(report: Report, name: str, allow: Sequence[str]) -> None:
+def _insist(report: Report, allow: Sequence[str]) -> None:
     """Raises where something that is not allowed to differ differs."""
-    different = [*report.missing, *report.misshaped, *report.unexpected]
-    if all(any(re.fullmatch(pattern, path) for pattern in allow) for path in different):
+    if report.refused:
+        raise UserError(f"{report.source} does not fit {report.backbone}: {report.refused}.")
+    if all(any(re.fullmatch(pattern, path) for pattern in allow) for path in report.different):
         return
     raise UserError(
         "\n".join(
             [
-                f"{report.source} ({report.layout}) does not fit {name}:",
+                f"{report.source} ({report.layout}) does not fit {report.backbone}:",
                 *report.differences(),
-                "Is it the file of another backbone? From Python, load_pretrained(..., allow=...) "
-                "takes patterns of names that may differ.",
+                f"Its config.json says that it is {report.architecture!r}, set config.model.backbone."
+                if report.architecture not in ("", report.backbone)
+                else "Is it the file of another backbone? 'fgvc weights' says which it fits.",
+                "config.model.allow=('layer4/.*', 'neck.*') takes patterns of names that may differ.",
             ]
         )
     )
@@ -182,10 +247,17 @@ def _values(entry: Entry, key: str, path: Path) -> np.ndarray:
 
 
 def _axes(path: str, array: np.ndarray) -> np.ndarray:
-    """torch's order of axes into ours: [O, I, H, W] -> [H, W, I, O], [O, I] -> [I, O]."""
+    """torch's order of axes into ours, the inverse of `torch_axes`."""
     if not path.endswith("kernel"):
         return array
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
+def torch_axes(path: str, array: np.ndarray) -> np.ndarray:
+    """Our order of axes into torch's: [H, W, I, O] -> [O, I, H, W], [I, O] -> [O, I]."""
+    if not path.endswith("kernel"):
+        return array
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
 def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ is ever imported, looked up or called, and any other name, opcode or use is refu
 """
 
 import pickletools
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -29,6 +30,14 @@ DTYPES = (
     *("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8"),
     *("bool", "double", "float", "half", "long", "int", "short"),
 )
+
+
+MAX_BYTES = 2**23  # of pickle; a thousand arrays need 150,000
+MAX_RANK = 64  # numpy's
+
+_short = reprlib.Repr()  # what is shown of an object may not grow with it
+_short.maxlevel = 2
+_short.maxother = 60
 
 
 class Refused(Exception):
@@ -67,7 +76,8 @@ class Tensor:
     def load(self, read: Callable[[Storage], bytes]) -> np.ndarray:
         flat = np.frombuffer(read(self.storage), self.dtype, self.storage.count)[self.offset :]
         strides = tuple(s * self.dtype.itemsize for s in self.strides)
-        return np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False).copy()
+        view = np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
+        return view if view.size == self.storage.count else view.copy()  # not all of it kept alive
 
 
 def load(stream: BinaryIO) -> Any:
@@ -75,6 +85,7 @@ def load(stream: BinaryIO) -> Any:
     stack: list = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
+    start = stream.tell()
 
     def above_mark() -> list:
         start = marks.pop()
@@ -82,7 +93,9 @@ def load(stream: BinaryIO) -> Any:
         del stack[start:]
         return items
 
-    for opcode, arg, _ in pickletools.genops(stream):
+    for opcode, arg, position in pickletools.genops(stream):
+        if position - start > MAX_BYTES:
+            raise Refused(f"over {MAX_BYTES:,} bytes of pickle")
         match opcode.name:
             case "PROTO" | "FRAME":
                 pass
@@ -123,10 +136,10 @@ def load(stream: BinaryIO) -> Any:
                 _expect(stack[-1], list).extend(items)
             case "SETITEM":
                 value, key = stack.pop(), stack.pop()
-                _expect(stack[-1], dict)[key] = value
+                _put(stack[-1], [(key, value)])
             case "SETITEMS":
                 items = above_mark()
-                _expect(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
+                _put(stack[-1], zip(items[::2], items[1::2], strict=True))
             case "BINPUT" | "LONG_BINPUT":
                 memo[arg] = stack[-1]
             case "MEMOIZE":
@@ -137,6 +150,8 @@ def load(stream: BinaryIO) -> Any:
                 stack.append(_symbol(arg.replace(" ", ".", 1)))
             case "STACK_GLOBAL":
                 name, module = stack.pop(), stack.pop()
+                if type(module) is not str or type(name) is not str:
+                    raise Refused(f"the name {_short.repr(name)}")
                 stack.append(_symbol(f"{module}.{name}"))
             case "REDUCE":
                 arguments, symbol = stack.pop(), stack.pop()
@@ -158,6 +173,17 @@ def _expect(value, kind: type):
     return value
 
 
+def _put(target, items) -> dict:
+    """Fills a dictionary. A tuple as key is refused: hashing one that is nested takes forever."""
+    for key, value in items:
+        if not isinstance(key, str | int | float | None):
+            raise Refused(f"a {type(key).__name__} as a key")
+        if key in _expect(target, dict):
+            raise Refused(f"the key {_short.repr(key)} twice")
+        target[key] = value
+    return target
+
+
 def _symbol(name: str) -> Symbol:
     module, _, last = name.rpartition(".")
     known = name in {
@@ -169,18 +195,18 @@ def _symbol(name: str) -> Symbol:
     }
     if known or (module == "torch" and (last in STORAGES or last in DTYPES)):
         return Symbol(name)
-    raise Refused(f"the name {name!r}")
+    raise Refused(f"the name {name!r:.80}")
 
 
 def _build(symbol, arguments):
     """What calling the named function would build."""
     if not isinstance(symbol, Symbol) or type(arguments) is not tuple:
-        raise Refused(f"a call of {symbol!r}")
+        raise Refused(f"a call of {_short.repr(symbol)}")
     match symbol.name, arguments:
         case "collections.OrderedDict", ():
             return {}
         case "collections.OrderedDict", (list(items),):
-            return dict(items)
+            return _put({}, items)
         case "torch.Size", (tuple(sizes),):
             return sizes
         case "torch._utils._rebuild_parameter", (Tensor() as tensor, *_):
@@ -199,17 +225,26 @@ def _storage(identity) -> Storage:
             dtype = STORAGES.get(name.removeprefix("torch."))
             if dtype is not None and type(count) is int and count >= 0:
                 return Storage(key, dtype, count)
-    raise Refused(f"the storage {identity!r}")
+    raise Refused(f"the storage {_short.repr(identity)}")
 
 
 def _tensor(storage: Storage, offset, shape: tuple, strides: tuple) -> Tensor:
     numbers = (offset, *shape, *strides)
-    if len(shape) != len(strides) or any(type(n) is not int or n < 0 for n in numbers):
-        raise Refused(f"a tensor of shape {shape}, strides {strides}, offset {offset}")
+    if (
+        len(shape) != len(strides)
+        or len(shape) > MAX_RANK
+        or any(type(n) is not int or not 0 <= n < 2**63 for n in numbers)
+    ):
+        raise Refused(
+            f"a tensor of shape {_short.repr(shape)}, strides {_short.repr(strides)}, "
+            f"offset {_short.repr(offset)}"
+        )
     size = 1
     for n in shape:
         size *= n
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if size and (last >= storage.count or size > storage.count):
-        raise Refused(f"a tensor of shape {shape} over a storage of {storage.count} elements")
+        raise Refused(
+            f"a tensor of shape {_short.repr(shape)} over a storage of {storage.count} elements"
+        )
     return Tensor(storage, offset, shape, strides)

@@ -86,6 +86,8 @@ def _safetensors(path: Path) -> Contents:
     def entry(key: str) -> Entry:
         part = file.get_slice(key)
         dtype = part.get_dtype().lower()
+        if dtype not in _NAMES:
+            raise UserError(f"{path}: {key!r:.80} holds {dtype}, which is not supported.")
         return Entry(tuple(part.get_shape()), np.dtype(_NAMES[dtype]), lambda: file.get_tensor(key))
 
     return Contents("safetensors", {key: entry(key) for key in file.keys()})  # noqa: SIM118
@@ -101,6 +103,7 @@ _NAMES = {
 
 def _npz(path: Path) -> Contents:
     archive = zipfile.ZipFile(path)
+    _check_archive(path, archive, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
     if sum(info.file_size for info in archive.infolist()) > 20 * path.stat().st_size + 2**20:
         raise UserError(f"{path}: refused: it unpacks to over twenty times its size.")
 
@@ -122,6 +125,16 @@ def _npz(path: Path) -> Contents:
 
     members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
     return Contents("npz", {info.filename.removesuffix(".npy"): entry(info) for info in members})
+
+
+def _check_archive(path: Path, archive: zipfile.ZipFile, kinds) -> dict[str, zipfile.ZipInfo]:
+    """The members by name, each there once and compressed as numpy or torch does."""
+    members = {info.filename: info for info in archive.infolist()}
+    if len(members) < len(archive.infolist()):
+        raise UserError(f"{path}: refused: it has two members of the same name.")
+    if any(info.compress_type not in kinds for info in members.values()):
+        raise UserError(f"{path}: refused: its members are compressed in an unusual way.")
+    return members
 
 
 def _npy_header(member) -> tuple[tuple[int, ...], bool, np.dtype, int]:
@@ -154,9 +167,7 @@ def _torch(path: Path) -> Contents:
 
 def _torch_zip(path: Path) -> Contents:
     archive = zipfile.ZipFile(path)
-    infos = {info.filename: info for info in archive.infolist()}
-    if any(info.compress_type != zipfile.ZIP_STORED for info in infos.values()):
-        raise UserError(f"{path}: refused: its members are compressed, which torch never does.")
+    infos = _check_archive(path, archive, (zipfile.ZIP_STORED,))
     roots = [name.removesuffix("data.pkl") for name in infos if name.split("/")[1:] == ["data.pkl"]]
     if len(roots) != 1:
         raise UserError(f"{path}: a zip archive, but not one that torch.save wrote.")
@@ -190,6 +201,8 @@ def _torch_legacy(path: Path) -> Contents:
     _entries(tree, None, lambda storage: storages.setdefault(storage.key, storage))
     places: dict[str, slice] = {}
     for key in keys:
+        if type(key) is not str:
+            raise ValueError("a storage whose key is no string")
         (count,) = struct.unpack("<q", view.read(8))
         size = count * storages[key].dtype.itemsize
         if count != storages[key].count or view.tell() + size > len(view):

@@ -13,28 +13,38 @@ class Report:
     """Every key of the file and every array of the backbone, each in exactly one place.
 
     Attributes:
-      source: path of the file.
+      source: the name that it was asked for by, and the path of the file.
       layout: whose naming it has, with the file's format.
+      backbone: which was to be filled.
       used: our path -> key in the file.
       resized: our paths whose array was fitted to another size.
       missing: our path -> (key looked for, shape): not in the file.
       unexpected: key -> shape: in the file, with no place in the backbone.
       misshaped: our path -> (key, shape in the file, shape wanted), in the file's order of axes.
-      head: keys of the classifier, left out because the head is new.
+      head: key -> shape of the classifier, left out because the head is new.
       ignored: keys that carry no weights (counters, numbers, strings).
       preprocessing: what images must go through for these weights.
+      licence: 'unknown' where nobody says.
+      architecture: timm's name of the net that these weights belong to; '' where nobody says.
+      refused: why the backbone would compute other numbers than the net of these weights; '' = it would not.
+      remark: what else is to be said.
     """
 
     source: str
     layout: str
+    backbone: str
     used: dict[str, str] = field(default_factory=dict)
     resized: list[str] = field(default_factory=list)
     missing: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     unexpected: dict[str, tuple[int, ...]] = field(default_factory=dict)
     misshaped: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
-    head: list[str] = field(default_factory=list)
+    head: dict[str, tuple[int, ...]] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
     preprocessing: Preprocessing | None = None
+    licence: str = "unknown"
+    architecture: str = ""
+    refused: str = ""
+    remark: str = ""
 
     @property
     def text(self) -> str:
@@ -52,9 +62,23 @@ class Report:
                 f"  preprocessing: {p.size} px, {p.interpolation}, crop {p.crop_fraction:g}, "
                 f"mean {_numbers(p.mean)}, std {_numbers(p.std)}"
             )
-        if self.missing or self.misshaped or self.unexpected:
+        noncommercial = ": not for commercial use" if "-nc" in self.licence.lower() else ""
+        lines.append(f"  licence: {self.licence}{noncommercial}")
+        if self.remark:
+            lines.append(f"  {self.remark}")
+        if self.architecture not in ("", self.backbone):
+            lines.append(
+                f"  published as {self.architecture!r}, loaded into {self.backbone}: the names and shapes "
+                "agree, which does not show that both compute alike"
+            )
+        if self.different:
             lines.append("  allowed to differ; what the file lacks stays random:")
         return "\n".join(lines + self.differences())
+
+    @property
+    def different(self) -> list[str]:
+        """Our paths and keys of the file that do not fit, or only in part."""
+        return [*self.missing, *self.misshaped, *self.unexpected]
 
     def differences(self) -> list[str]:
         """Lines on what is missing, unexpected and mis-shaped, with the nearest name on the other side."""

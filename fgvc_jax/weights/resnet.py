@@ -1,5 +1,6 @@
-"""ResNet files: torchvision and timm name the arrays alike."""
+"""ResNet and ResNeXt files: torchvision and timm name the arrays alike."""
 
+from fgvc_jax.weights.readers import Entry
 from fgvc_jax.weights.tables import Layout, Table
 
 _LAST = {
@@ -19,7 +20,34 @@ def _key(path: str) -> str:
     return ".".join([*parents, _LAST[last]])
 
 
+def _is_miil(entries: dict[str, Entry]) -> bool:
+    """MIIL's ImageNet-21K-P (Ridnik et al. 2021): the only files with a classifier of 11,221 classes."""
+    return "fc.weight" in entries and entries["fc.weight"].shape[0] == 11_221
+
+
+MARKER = "layer1.0.conv1.weight"
 TABLE = Table(
-    layouts=(Layout("torchvision/timm", "layer1.0.conv1.weight", _key),),
+    layouts=(
+        # Trained on pixels from 0 to 1 as they are.
+        Layout(
+            "MIIL",
+            MARKER,
+            _key,
+            {
+                "mean": (0.0, 0.0, 0.0),
+                "std": (1.0, 1.0, 1.0),
+                "crop_fraction": 0.875,
+                "interpolation": "bilinear",
+            },
+            when=_is_miil,
+        ),
+        Layout(
+            "torchvision/timm",
+            MARKER,
+            _key,
+            head="fc",
+            arguments={"depths": "layers"},
+        ),
+    ),
     resize=lambda path, there, here: None,
 )

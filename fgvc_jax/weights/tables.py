@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from flax import nnx
 
 from fgvc_jax.weights.readers import Entry
 
@@ -23,6 +24,10 @@ class Layout(NamedTuple):
       translate: for files that are not one array for one of ours (split q, k, v; other axes): the
         entries of the file -> entries as torch would hold them, to which `key` then refers. What it
         does not know it passes on, so that the report lists it.
+      refuses: (backbone, what the file is called) -> why these weights would compute other numbers in
+        it, '' where they would not. Paddings and epsilons, which no array shows.
+      head: the classifier's module in the file, 'fc' of 'fc.weight'; '' = not exported in this layout.
+      arguments: an argument of our backbone, 'depths', -> timm's of `create_model`, 'layers', for export.
     """
 
     name: str
@@ -31,6 +36,9 @@ class Layout(NamedTuple):
     preprocessing: dict[str, Any] = {}  # noqa: RUF012
     when: Callable[[dict[str, Entry]], bool] = lambda entries: True
     translate: Callable[[dict[str, Entry]], dict[str, Entry]] | None = None
+    refuses: Callable[[nnx.Module, str], str] = lambda backbone, name: ""
+    head: str = ""
+    arguments: dict[str, str] = {}  # noqa: RUF012
 
 
 class Table(NamedTuple):

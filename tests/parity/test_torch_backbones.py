@@ -14,6 +14,7 @@ from compare import (
     forward,
     hook,
     images,
+    load_pretrained,
     randomise,
     relative,
     to_torch,
@@ -21,7 +22,6 @@ from compare import (
 from flax import nnx
 
 from fgvc_jax import backbones
-from fgvc_jax.weights import load_pretrained
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install -e '.[test]'")
 torchvision = pytest.importorskip("torchvision", reason="parity needs torchvision")
@@ -201,12 +201,3 @@ def test_batch_norm_of_torch_over_three_steps(shape):
         theirs.eval()
         there = theirs(torch.from_numpy(np.moveaxis(x, -1, 1).copy()))
         assert relative(np.moveaxis(np.asarray(ours(x)), -1, 1), there) <= 1e-12
-
-
-def test_published_files_are_torchvisions():
-    from fgvc_jax.weights.published import TORCHVISION
-
-    for name, file in TORCHVISION.items():
-        model, _, weights = name.partition(".")
-        published = torchvision.models.get_model_weights(model)[weights]
-        assert published.url == f"https://download.pytorch.org/models/{file}"

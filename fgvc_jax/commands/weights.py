@@ -1,0 +1,101 @@
+"""fgvc weights FILE [--keys=PATTERN]
+
+Says what a file of weights holds, and which backbones it fits.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from fgvc_jax.errors import UserError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("fgvc weights", description=__doc__.partition("\n\n")[2])
+    parser.add_argument("file", help="a file, a folder or a name, as config.model.pretrained")
+    parser.add_argument("--keys", default=".*", help="regular expression: only these, in full")
+    arguments = parser.parse_args()
+    try:
+        pattern = re.compile(arguments.keys)
+    except re.error as error:
+        raise UserError(f"--keys={arguments.keys}: no regular expression: {error}.") from None
+    from fgvc_jax.weights import open_weights
+
+    weights = open_weights(arguments.file)
+    print(f"{weights.published.title}: {weights.form}, licence: {weights.published.licence}")
+    for lines in (_statistics(weights, pattern), [_count(weights)], _fits(weights)):
+        for line in lines:
+            print(line, flush=True)
+
+
+def _statistics(weights, pattern: re.Pattern) -> Iterator[str]:
+    """A line for every array. The statistics are of its finite values."""
+    from fgvc_jax.weights.readers import explained
+
+    entries = {key: entry for key, entry in weights.entries.items() if pattern.fullmatch(key)}
+    if not entries:
+        raise UserError(f"--keys={pattern.pattern}: no key matches.")
+    shapes = {key: f"[{', '.join(map(str, entry.shape))}]" for key, entry in entries.items()}
+    wide, shape_wide = max(map(len, shapes)), max(map(len, shapes.values()))
+    columns = "".join(f"{name:>12}" for name in ("min", "max", "mean", "std", "not finite"))
+    yield f"{'key':<{wide}}  {'shape':<{shape_wide}}  {'dtype':<8}{columns}"
+    for key, entry in entries.items():
+        with explained(weights.published.path):
+            values = np.asarray(entry.load(), np.float64).ravel()
+        finite = values[np.isfinite(values)]
+        numbers = [finite.min(), finite.max(), finite.mean(), finite.std()] if finite.size else []
+        columns = "".join(f"{number:>12.4g}" for number in numbers) or " " * 48
+        yield (
+            f"{key:<{wide}}  {shapes[key]:<{shape_wide}}  {entry.dtype!s:<8}{columns}"
+            f"{values.size - finite.size:>12}"
+        )
+
+
+def _count(weights) -> str:
+    counts = {"parameters": 0, "numbers of running statistics": 0, "integers": 0}
+    for key, entry in weights.entries.items():
+        if entry.dtype.kind in "iub":
+            kind = "integers"
+        elif key.endswith(("running_mean", "running_var")):
+            kind = "numbers of running statistics"
+        else:
+            kind = "parameters"
+        counts[kind] += math.prod(entry.shape)
+    listed = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
+    return f"{len(weights.entries)} arrays: {listed}"
+
+
+def _fits(weights) -> Iterator[str]:
+    """Which backbones the weights fit, by names and shapes; where none does, the nearest."""
+    from flax import nnx
+
+    from fgvc_jax import backbones
+    from fgvc_jax.weights import match
+
+    reports = []
+    for family in backbones.FAMILIES:
+        for name in family.VARIANTS:
+            backbone = nnx.eval_shape(lambda name=name: backbones.create(name, rngs=nnx.Rngs(0)))
+            try:
+                report, _, _ = match(backbone, weights)
+            except UserError:
+                break  # names of another family
+            reports.append(report)
+            if report.refused:
+                yield f"does not fit {name}: {report.refused}"
+            elif not report.different:
+                how = (
+                    f", with {', '.join(report.resized)} resized" if report.resized else " exactly"
+                )
+                classes = next((shape[0] for shape in report.head.values() if shape), None)
+                head = f"; head of {classes} classes left out" if classes else ""
+                yield f"fits {name}{how} ({report.layout}){head}"
+    if not reports:
+        yield "fits no backbone: the names of its arrays are of no known family"
+    elif all(report.different for report in reports):
+        nearest = min(reports, key=lambda report: len(report.different))
+        yield f"fits no backbone; the nearest is {nearest.backbone}:"
+        yield from nearest.differences()

@@ -1,0 +1,110 @@
+"""A trained classifier as the files of another library."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from fgvc_jax import inference
+from fgvc_jax.errors import UserError
+from fgvc_jax.model import Description, trained
+from fgvc_jax.train import mesh as meshes
+from fgvc_jax.weights import TABLES, torch_axes
+from fgvc_jax.weights.tables import Layout
+
+
+def to_timm(run: str | os.PathLike, out: str | os.PathLike, which: str = "best") -> Path:
+    """Writes config.json and model.safetensors, which `timm.create_model('local-dir:OUT', pretrained=True)`
+    opens; the weights are those of the checkpoint, bit for bit.
+
+    Args:
+      run: a run's workdir, or one of its training phases, as `inference.load` takes it.
+      out: folder to write, new or empty.
+      which: the checkpoint, 'best' by validation or 'last'.
+
+    Returns:
+      The folder of the training phase that was exported.
+
+    Raises:
+      UserError: no classifier there, one that timm has no model for, a folder that is not empty.
+    """
+    out = Path(out).expanduser()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out={out} is there already; name a new or an empty folder.")
+    phase = inference.load(run, which=which).phase
+    description, module, weights = trained(phase, which, meshes.make())
+    layout = _layout(description, module)
+
+    state = {}
+    for path, array in (weights["params"] | weights["stats"]).items():
+        part, _, inner = path.partition("/")
+        last = {"kernel": "weight"}.get(inner, inner)
+        key = layout.key(inner) if part == "backbone" else f"{layout.head}.{last}"
+        state[key] = np.ascontiguousarray(torch_axes(inner, np.asarray(array)))
+    config = _config(description, module, layout)
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+    save_file(state, out / "model.safetensors", metadata={"format": "pt"})
+    return phase
+
+
+def _layout(description: Description, module) -> Layout:
+    """The names that timm has for the model's arrays; UserError where it has none."""
+    name = description.backbone
+    if description.method != "baseline":
+        raise UserError(
+            f"the model of method {description.method!r} is more than a backbone with one linear layer; "
+            "timm has nothing to hold it. Train a phase with method 'baseline'."
+        )
+    table = TABLES[type(module.backbone)]
+    layout = next((layout for layout in table.layouts if layout.head), None)
+    if layout is None:
+        raise UserError(f"timm's names for a trained {name} are not known here.")
+    for argument, value in description.backbone_arguments.items():
+        if argument not in layout.arguments and argument != "remat":  # which changes no result
+            raise UserError(f"timm's {name} cannot be made with {argument}={value!r}.")
+    if len(set(description.view.squash)) > 1:
+        raise UserError(
+            f"timm cannot squash images to {description.view.squash}, which is no square."
+        )
+    return layout
+
+
+def _config(description: Description, module, layout: Layout) -> dict:
+    view = description.view
+    resize, mode = (view.squash[0], "squash") if view.squash else (view.resize, "center")
+    arguments = description.backbone_arguments | {"image_size": view.size}
+    return {
+        "architecture": description.backbone,
+        "num_classes": len(description.classes),
+        "num_features": module.backbone.info.width,
+        "label_names": description.classes,
+        "model_args": {
+            layout.arguments[name]: value
+            for name, value in arguments.items()
+            if name in layout.arguments
+        },
+        "pretrained_cfg": {
+            "input_size": [3, view.size, view.size],
+            "fixed_input_size": "image_size" in layout.arguments,
+            "interpolation": view.interpolation,
+            "crop_pct": _crop(view.size, resize),
+            "crop_mode": mode,
+            "mean": view.mean,
+            "std": view.std,
+            "num_classes": len(description.classes),
+            "classifier": layout.head,
+        },
+    }
+
+
+def _crop(size: int, resize: int) -> float:
+    """size / resize, such that timm's floor(size / crop) is `resize` again."""
+    crop = size / resize
+    while math.floor(size / crop) < resize:
+        crop = math.nextafter(crop, 0)
+    return crop
