@@ -1,8 +1,12 @@
 """FineNet on Stanford Cars, 196 models.
 
-    FGVC_DATA=DIR python launch.py --config=configs/cars_finer.py --workdir=runs/cars_finer
+    export FGVC_DATA=DIR
+    fgvc prepare cars --archive cars_train.tgz cars_test.tgz car_devkit.tgz cars_test_annos_withlabels.mat
+    python launch.py --config=configs/cars_finer.py --workdir=runs/cars_finer
 
-Data: $FGVC_DATA/cars/train/<class>/ and test/<class>/ (validation is carved from train).
+Data: $FGVC_DATA/cars, the official split; validation is carved from train. The authors' address is dead:
+`fgvc prepare --help` has the checksums of true copies. Class folders: --config.data.source=folder
+--config.data.root=DIR.
 Weights: the message at the start names the file to bring; --config.model.pretrained=FILE.
 Variants: :resnet50, :vit_b16_384; each also with ':released',
 the authors' code as it is (constant learning rate, inner product, self by rank, TrivialAugment, BatchNorm

@@ -1,8 +1,11 @@
 """FineNet on CUB-200-2011, 200 bird species.
 
-    FGVC_DATA=DIR python launch.py --config=configs/cub_finer.py --workdir=runs/cub_finer
+    export FGVC_DATA=DIR
+    fgvc prepare cub --archive CUB_200_2011.tgz
+    python launch.py --config=configs/cub_finer.py --workdir=runs/cub_finer
 
-Data: $FGVC_DATA/cub/train/<class>/ and test/<class>/ (validation is carved from train).
+Data: $FGVC_DATA/cub, the official split; validation is carved from train. --download in place of --archive
+gets the file from its official address. Class folders: --config.data.source=folder --config.data.root=DIR.
 Weights: the message at the start names the file to bring; --config.model.pretrained=FILE.
 Variants: :resnet50, :vit_b16_224, :vit_b16_384; each also with ':released',
 the authors' code as it is (constant learning rate, inner product, self by rank, TrivialAugment, BatchNorm

@@ -1,8 +1,11 @@
 """FineNet on Stanford Dogs, 120 breeds.
 
-    FGVC_DATA=DIR python launch.py --config=configs/dogs_finer.py --workdir=runs/dogs_finer
+    export FGVC_DATA=DIR
+    fgvc prepare dogs --archive images.tar lists.tar annotation.tar
+    python launch.py --config=configs/dogs_finer.py --workdir=runs/dogs_finer
 
-Data: $FGVC_DATA/dogs/train/<class>/ and test/<class>/ (validation is carved from train).
+Data: $FGVC_DATA/dogs, the official split; validation is carved from train. --download in place of --archive
+gets the files from their official address. Class folders: --config.data.source=folder --config.data.root=DIR.
 Weights: the message at the start names the file to bring; --config.model.pretrained=FILE.
 Variants: :resnet50, :vit_b16_384; each also with ':released',
 the authors' code as it is (constant learning rate, inner product, self by rank, TrivialAugment, BatchNorm

@@ -1,8 +1,12 @@
 """FineNet on DTD, 47 textures.
 
-    FGVC_DATA=DIR python launch.py --config=configs/dtd_finer.py --workdir=runs/dtd_finer
+    export FGVC_DATA=DIR
+    fgvc prepare dtd --archive dtd-r1.0.1.tar.gz
+    python launch.py --config=configs/dtd_finer.py --workdir=runs/dtd_finer
 
-Data: $FGVC_DATA/dtd/train/<class>/ and test/<class>/ (validation is carved from train).
+Data: $FGVC_DATA/dtd, the first of the ten official splits; --config.data.fold=2 is the second. --download in
+place of --archive gets the file from its official address. Class folders: --config.data.source=folder
+--config.data.root=DIR.
 Weights: the message at the start names the file to bring; --config.model.pretrained=FILE.
 Variants: :resnet50, :vit_b16_224, :vit_b16_384; each also with ':released',
 the authors' code as it is (constant learning rate, inner product, self by rank, TrivialAugment, BatchNorm

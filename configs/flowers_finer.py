@@ -1,8 +1,11 @@
 """FineNet on Oxford Flowers-102.
 
-    FGVC_DATA=DIR python launch.py --config=configs/flowers_finer.py --workdir=runs/flowers_finer
+    export FGVC_DATA=DIR
+    fgvc prepare flowers --archive 102flowers.tgz imagelabels.mat setid.mat
+    python launch.py --config=configs/flowers_finer.py --workdir=runs/flowers_finer
 
-Data: $FGVC_DATA/flowers/train/<class>/ and test/<class>/ (validation is carved from train).
+Data: $FGVC_DATA/flowers, the official train, val and test. --download in place of --archive gets the files
+from their official address. Class folders: --config.data.source=folder --config.data.root=DIR.
 Weights: the message at the start names the file to bring; --config.model.pretrained=FILE.
 Variants: :resnet50, :vit_b16_384; each also with ':released',
 the authors' code as it is (constant learning rate, inner product, self by rank, TrivialAugment, BatchNorm

@@ -62,6 +62,7 @@ def check(config: ConfigDict) -> None:
             _at_least(section.batch, 1, f"config.{name}.batch")
     choose(config.model.backbone, backbones.names(), "config.model.backbone")
     types = ("float32", "bfloat16", "float64")
+    _check_patterns(config.model.allow, "config.model.allow")
     choose(config.model.dtype, ("auto", *types), "config.model.dtype")
     choose(config.model.param_dtype, types, "config.model.param_dtype")
     if (
@@ -97,13 +98,35 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.image.{key} = {low_high}; it is (lowest, highest), above 0.")
     choose(config.protocol, ("val", "refit"), "config.protocol")
     _at_least(config.seeds, 1, "config.seeds")
-    choose(config.data.source, ("folder", "digits"), "config.data.source")
-    choose(config.data.feed, ("auto", "resident", "streamed"), "config.data.feed")
+    named = ("cub", "cars", "aircraft")
+    known = ("folder", "list", "inaturalist", *named, "competition", "tfds", "digits")
+    choose(config.data.source, known, "config.data.source")
+    if config.data.images and config.data.source not in ("list", "inaturalist"):
+        raise UserError(
+            f"config.data.images = {config.data.images!r} is for the sources 'list' and 'inaturalist'; "
+            f"{config.data.source!r} finds its images in config.data.root."
+        )
+    if config.data.source != "tfds":
+        for key, usual in (("splits", "official"), ("fold", 1)):
+            if config.data[key] != usual:
+                raise UserError(
+                    f"config.data.{key} = {config.data[key]!r} is for the source 'tfds'; "
+                    f"{config.data.source!r} has no such choice."
+                )
+    choose(config.data.on_bad, ("stop", "skip"), "config.data.on_bad")
+    choose(config.data.feed, ("auto", "resident", "streamed", "decoded"), "config.data.feed")
     augments = ("none", "trivial_augment_wide", "auto_augment")
     choose(config.image.augment, augments, "config.image.augment")
     if config.image.interpolation:
         choose(config.image.interpolation, ("bilinear", "bicubic"), "config.image.interpolation")
     _at_least(config.image.size, 1, "config.image.size")
+    choose(config.image.crop, ("random_resized", "random"), "config.image.crop")
+    _at_least(config.image.crop_pad, 0, "config.image.crop_pad")
+    squash = config.image.squash
+    if len(squash) not in (0, 2) or not all(isinstance(n, int) and n >= 1 for n in squash):
+        raise UserError(
+            f"config.image.squash = {squash!r}; give (height, width) in pixels, such as (550,550), or ()."
+        )
     if config.image.resize:
         _at_least(config.image.resize, config.image.size, "config.image.resize (or 0)")
 
@@ -129,6 +152,9 @@ def _check_classifiers(section: ConfigDict, name: str, before, config: ConfigDic
 
 def _check_training(section: ConfigDict, name: str, config: ConfigDict) -> None:
     choose(section.method, methods.names(), f"config.{name}.method")
+    samplers = ("shuffled", "balanced", "classes_by_images")
+    choose(section.sampler, samplers, f"config.{name}.sampler")
+    _at_least(section.images_per_class, 1, f"config.{name}.images_per_class")
     choose(section.optimizer, ("sgd", "adamw"), f"config.{name}.optimizer")
     schedules = ("constant", "cosine", "step", "plateau")
     choose(section.schedule, schedules, f"config.{name}.schedule")

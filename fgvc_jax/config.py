@@ -17,7 +17,17 @@ from fgvc_jax import lengths
 from fgvc_jax.errors import UserError
 
 # Where a run is watched or placed, not what it computes: these may differ when a run goes on.
-PLACEMENT = ("phases", "seeds", "log", "devices", "data.cache", "data.feed", "data.resident_gb")
+PLACEMENT = (
+    "phases",
+    "seeds",
+    "log",
+    "devices",
+    "model.remat",
+    "data.cache",
+    "data.feed",
+    "data.resident_gb",
+    "data.on_bad",  # what it leaves out shows in the manifest
+)
 
 
 def base() -> ConfigDict:
@@ -31,26 +41,47 @@ def base() -> ConfigDict:
     config.phases = ()  # in order; on the command line: --config.phases=finetune,evaluate
 
     config.data = ConfigDict()
-    config.data.source = "folder"  # 'folder' (root/train/<class>/...) or 'digits' (scikit-learn's)
-    config.data.root = ""
+    # 'folder' (train/<class>/..., or class folders alone), 'list' (CSV or text: path, label[, split]),
+    # 'inaturalist' (its JSON lists), 'cub', 'cars', 'aircraft' (as their archives unpack), 'competition'
+    # (train/<classID>_<className>/, flat test/), 'tfds' (see `fgvc prepare`), 'digits' (scikit-learn's)
+    config.data.source = "folder"
+    config.data.root = ""  # the folder; of 'list' the list
+    config.data.images = ""  # what the paths in a list or a JSON are relative to; '' = its folder
+    # Of 'tfds': 'retrieval' = the first half of the classes in train, the second in test (cub, cars).
+    config.data.splits = "official"
+    config.data.fold = 1  # which of several official splits; DTD has ten
+    config.data.label_feature = (
+        ""  # '' = 'label' or the only one; 'family', 'manufacturer' of aircraft
+    )
+    config.data.image_feature = ""
     config.data.val_fraction = 0.1  # carved from train where the data has no validation split
     config.data.test_fraction = 0.1  # only where class folders come without any split
+    # Photos of one thing stay in one split: a regular expression over the path, whose first (...) tells which
+    # thing, such as '(part\d+)_view'; '' = every photo for itself.
+    config.data.group = ""
     config.data.split_seed = 0  # stays when `seed` changes: other seeds, the same split
+    config.data.on_bad = "stop"  # 'skip' leaves bad training images out; see `fgvc check`
     config.data.canvas = 512  # images with a longer side are shrunk to it, once, when cached
     config.data.cache = ""  # folder of the decoded images; '' = $FGVC_CACHE or ~/.cache/fgvc_jax
-    config.data.feed = (
-        "auto"  # 'resident' in device memory, 'streamed' from the host, 'auto' by size
-    )
-    config.data.resident_gb = 4.0  # 'auto' keeps the images on the device up to this size
+    # 'resident' in device memory; 'streamed' from the cache on the host's disk; 'decoded' anew each time,
+    # with no cache; 'auto': the first of these that there is room for.
+    config.data.feed = "auto"
+    # Of a device's memory; what is more is spread over the devices, and what is still more streamed.
+    config.data.resident_gb = 4.0
 
     config.image = ConfigDict()
-    config.image.size = 224  # pixels, height = width, as the network sees them
-    config.image.resize = (
-        0  # shorter side before the centre crop at evaluation; 0 = as the weights want
+    config.image.protocol = (
+        ""  # a named set of resize and crop (see protocols.py), for keys left as here
     )
+    config.image.size = 224  # pixels, height = width, as the network sees them
+    # Shorter side before the centre crop at evaluation, and before crop='random'; 0 = as the weights want.
+    config.image.resize = 0
+    config.image.squash = ()  # (height, width) to resize to instead, whatever the aspect
     config.image.mean = ()  # () = as the weights were trained with
     config.image.std = ()
     config.image.interpolation = ""  # 'bilinear', 'bicubic'; '' = as the weights were trained with
+    config.image.crop = "random_resized"  # or 'random': size x size anywhere in the resized image
+    config.image.crop_pad = 0  # of crop='random': pixels of black around the resized image
     config.image.crop_scale = (0.08, 1.0)  # random-resized-crop: share of the area
     config.image.crop_ratio = (3 / 4, 4 / 3)  # and width over height
     config.image.flip = 0.5  # probability of a horizontal flip
@@ -66,9 +97,13 @@ def base() -> ConfigDict:
     config.model = ConfigDict()
     config.model.backbone = "resnet50"
     config.model.arguments = ""  # of the backbone, such as 'width=16'; see its file
-    config.model.pretrained = ""  # a weights file; '' = from scratch
+    # A file, a folder, 'torchvision/resnet50.IMAGENET1K_V2', 'timm/resnet50.a1_in1k'; '' = from scratch.
+    config.model.pretrained = ""
+    config.model.allow = ()  # patterns of names in which weights and backbone may differ
     config.model.dtype = "auto"  # of the computation: 'float32', 'bfloat16', 'auto' = by device
     config.model.param_dtype = "float32"  # of parameters and statistics
+    # Gradient checkpointing: each block is computed again for the gradient. Less memory, a third more time.
+    config.model.remat = False
 
     config.devices = ConfigDict()
     config.devices.shard_parameters = 1  # over how many devices each parameter is split (FSDP)
@@ -95,6 +130,10 @@ def training(**overrides) -> ConfigDict:
     section.pairs = ""  # for methods that train on pairs: the mining phase that made them
     section.length = "30 epochs"
     section.batch = 64  # examples per step over all devices; for pairs: pairs
+    # 'shuffled' epochs; 'balanced': every class equally often; 'classes_by_images': a batch has
+    # images_per_class images of each of its classes (P x K).
+    section.sampler = "shuffled"
+    section.images_per_class = 4
     section.eval_every = "1 epochs"  # validation, and a checkpoint
     section.optimizer = "sgd"  # 'sgd', 'adamw'
     section.learning_rate = 0.01

@@ -9,7 +9,7 @@ import numpy as np
 
 from fgvc_jax import methods
 from fgvc_jax.config import choose
-from fgvc_jax.data.cache import Canvases, fit
+from fgvc_jax.data.cache import Canvases, fit, place
 from fgvc_jax.data.feed import Feed
 from fgvc_jax.data.sources import EXTENSIONS, read_image
 from fgvc_jax.errors import UserError
@@ -29,6 +29,7 @@ class Classifier:
     Attributes:
       phase: the folder of the training phase.
       classes: class names; column i of `predict` belongs to classes[i].
+      class_ids: the ids of the classes in the data that it was trained on; () where they had none.
       metrics: what the phase's validation found, {'best': {...}, 'last': {...}}.
     """
 
@@ -40,7 +41,7 @@ class Classifier:
             raise UserError(
                 f"{folder} holds a {self.description.method!r} model, which does not give classes."
             )
-        self.classes = self.description.classes
+        self.classes, self.class_ids = self.description.classes, self.description.class_ids
         done = folder / "DONE.json"
         self.metrics = json.loads(done.read_text())["validation"] if done.exists() else {}
         self._mesh = meshes.make()
@@ -110,9 +111,7 @@ class Classifier:
                         f"image {first + i} is {array.dtype} {array.shape}; an array must be uint8 "
                         "[height, width, 3], RGB."
                     )
-                array = fit(array, side)
-                pixels[i, : array.shape[0], : array.shape[1]] = array
-                sizes[i] = array.shape[:2]
+                place(fit(array, side), pixels[i], sizes[i])
             yield pixels, sizes
 
 

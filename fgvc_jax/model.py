@@ -26,9 +26,11 @@ class Description:
       backbone, backbone_arguments: a name of `fgvc_jax.backbones` and its arguments.
       method, method_arguments: a name of `fgvc_jax.methods` and its arguments.
       classes: the class table; the position is the label.
+      class_ids: the original id of each class, where the data have ids besides names.
       view: the preprocessing.
       canvas: images with a longer side are shrunk to it first.
       dtype, param_dtype: of the computation, of parameters and statistics.
+      remat: whether training computes each block again for the gradient, to save memory.
     """
 
     backbone: str
@@ -40,6 +42,8 @@ class Description:
     param_dtype: str = "float32"
     backbone_arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     method_arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    class_ids: tuple[str, ...] = ()
+    remat: bool = False
 
     def build(self, seed: int = 0) -> nnx.Module:
         """The module in eval mode, with fresh weights drawn from the seed."""
@@ -48,6 +52,7 @@ class Description:
             self.backbone,
             image_size=self.view.size,
             rngs=nnx.Rngs(seed),
+            remat=self.remat,
             **types,
             **self.backbone_arguments,
         )
@@ -81,7 +86,9 @@ def load_description(path: str | os.PathLike) -> Description:
 
     try:
         view = View(**{key: tuples(value) for key, value in content.pop("view").items()})
-        return Description(**content | {"classes": tuple(content["classes"]), "view": view})
+        content["classes"] = tuple(content["classes"])
+        content["class_ids"] = tuple(content.get("class_ids", ()))  # older models have none
+        return Description(**content | {"view": view})
     except TypeError as error:
         raise UserError(f"{path} was written by another version of fgvc_jax: {error}") from None
 

@@ -103,8 +103,8 @@ def finenet(dataset: str, variant: str) -> ConfigDict:
     """FineNet on one of its data sets, for `configs/<dataset>_finer.py:<variant>`.
 
     Args:
-      dataset: 'cub', 'cars', 'dogs', 'flowers' or 'dtd'; its images are looked for in
-        $FGVC_DATA/<dataset>/train and /test, class folders, as the authors' README lays them out.
+      dataset: 'cub', 'cars', 'dogs', 'flowers' or 'dtd', which `fgvc prepare` has written to
+        $FGVC_DATA/<dataset>.
       variant: a backbone ('' = resnet50), with ':released' for the authors' code as it is.
     """
     backbone, _, released = (variant or "resnet50").partition(":")
@@ -120,7 +120,7 @@ def finenet(dataset: str, variant: str) -> ConfigDict:
     model, size, resize, weights, comparator = BACKBONES[backbone]
 
     config = c.base()
-    config.data.root = f"$FGVC_DATA/{dataset}"
+    config.data.source, config.data.root = "tfds", f"$FGVC_DATA/{dataset}"
     config.model.backbone, config.model.pretrained = model, weights
     config.image.size, config.image.resize = size, resize
     pairs = {

@@ -13,8 +13,9 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from fgvc_jax import checks, plan, summary, workdir
+from fgvc_jax import checks, plan, protocols, summary, workdir
 from fgvc_jax import config as configs
+from fgvc_jax.data import cache, doctor
 from fgvc_jax.data import manifest as manifests
 from fgvc_jax.data.load import load
 from fgvc_jax.errors import UserError
@@ -54,6 +55,7 @@ def run(
       UserError: for what the user can mend.
       Interrupted: after Ctrl-C or SIGTERM; the same call goes on.
     """
+    config = protocols.apply(config)
     checks.check(config)
     folder = Path(folder).expanduser().resolve()
     sources = _sources(reuse)
@@ -71,10 +73,18 @@ def run(
         )
     if dry_run:
         manifest = plan.few_images(manifest)
-    _make_workdir(folder, manifest)
+    _make_workdir(folder, manifest, config.data.source)
     results: dict[str, dict[str, dict]] = {}
     with workdir.Lock(folder, main), Stop() as stop:
+        findings = _examine(config, manifest, say_if_main)
+        if config.data.on_bad == "skip":
+            manifest = doctor.leave_out(manifest, findings)
         workdir.claim(config, manifest, folder, main)
+        if main and not dry_run:  # a few images of a few classes say nothing about all
+            doctor.save(findings, manifest, folder)
+            for finding in findings.of("warning"):
+                say(f"warning: {finding.text}")
+        doctor.stop_at_errors(findings, config.data.on_bad)
         say_if_main(describe_data(manifest))
         try:
             for seed in range(config.seeds):
@@ -100,8 +110,9 @@ def run(
     return results
 
 
-def _make_workdir(folder: Path, manifest: manifests.Manifest) -> None:
-    root = Path(manifest.root).resolve() if manifest.root else None
+def _make_workdir(folder: Path, manifest: manifests.Manifest, source: str) -> None:
+    searched = source in ("folder", "competition")  # the others read what their lists name
+    root = Path(manifest.root).resolve() if manifest.root and searched else None
     if root and (folder == root or root in folder.parents):
         raise UserError(
             f"workdir {folder} lies inside the images' folder {root}, where its folders would be taken for "
@@ -140,6 +151,18 @@ def _find_inputs(config: ConfigDict, say) -> manifests.Manifest:
     if missing:
         raise UserError("\n".join(missing))
     return found
+
+
+def _examine(config: ConfigDict, manifest: manifests.Manifest, say) -> doctor.Findings:
+    """Every process does this; one of them reads the images and the others wait for what it saw."""
+    return doctor.examine(
+        manifest,
+        cache.folder(config.data.cache),
+        size=config.image.size,
+        canvas=config.data.canvas,
+        group=config.data.group,
+        say=say,
+    )
 
 
 def _phases(context: Context, sources: list[Path]) -> dict[str, dict]:

@@ -145,7 +145,8 @@ def test_one_pixel_wide_image_still_gives_a_crop():
 
 
 def test_center_crop_box_is_in_source_pixels():
-    np.testing.assert_allclose(center_crop_box(100, 200, 50, 40), [10, 60, 80, 80])
+    box = center_crop_box(np.array([100, 200]), np.array([50, 100]), 40)
+    np.testing.assert_allclose(box, [10, 60, 80, 80])
 
 
 def test_train_view_is_its_box_and_flip_then_normalised():

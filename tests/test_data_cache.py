@@ -12,6 +12,7 @@ from PIL import Image
 
 from fgvc_jax.data import cache
 from fgvc_jax.data.sources import digits, folder
+from fgvc_jax.data.split import carve
 from fgvc_jax.errors import UserError
 
 quiet = lambda line: None  # noqa: E731
@@ -30,7 +31,7 @@ def photos(tmp_path):
 
 
 def train_only(root):
-    return folder(root, val_fraction=0, test_fraction=0, say=quiet)
+    return carve(folder(root, say=quiet), val_fraction=0, test_fraction=0, say=quiet)
 
 
 def counting(manifest):
@@ -96,7 +97,7 @@ def test_changed_file_other_canvas_and_other_files_are_other_caches(photos, tmp_
 
 
 def test_digits_are_keyed_by_their_pixels(tmp_path):
-    manifest = digits(val_fraction=0.5, test_fraction=0.45, seed=0)
+    manifest = carve(digits(), val_fraction=0.5, test_fraction=0.45, say=quiet)
     assert cache.canvas_size(manifest, 64) == 8
     cache.build(manifest, "train", 8, tmp_path, say=quiet)
     said = []
@@ -110,7 +111,8 @@ def test_digits_are_keyed_by_their_pixels(tmp_path):
 
 
 def test_canvas_size_is_the_longest_side_of_all_splits_in_steps_of_8(photos):
-    manifest = folder(photos, val_fraction=0.34, test_fraction=0.34, say=quiet)
+    manifest = folder(photos, say=quiet)
+    manifest = carve(manifest, val_fraction=0.34, test_fraction=0.34, say=quiet)
     assert set(manifest.splits) == {"train", "val", "test"}
     manifest, seen = counting(manifest)
     assert cache.canvas_size(manifest, 512) == 96  # 90, rounded up
@@ -168,9 +170,11 @@ BUILDER = """
 import sys, time
 from fgvc_jax.data import cache
 from fgvc_jax.data.sources import folder
+from fgvc_jax.data.split import carve
 import dataclasses
 root, out, log = sys.argv[1:]
-manifest = folder(root, val_fraction=0, test_fraction=0, say=lambda line: None)
+quiet = lambda line: None
+manifest = carve(folder(root, say=quiet), val_fraction=0, test_fraction=0, say=quiet)
 def slow(file):
     time.sleep(0.2)
     with open(log, "a") as f:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -40,6 +41,8 @@ def test_other_inconsistencies_are_named():
     assert "'a' stands twice in 'train'" in message(make(train=("a", "b", "a"), labels=(0, 1, 0)))
     floats = m.Split(("a", "b"), np.array([0.0, 1.0]))
     assert "not integers" in message(m.Manifest("toy", ("x", "y"), {"train": floats}, None))
+    ids = dataclasses.replace(make(), ids=("7", "7"))
+    assert "2 class ids, 1 of them different, for 2 classes" in message(ids)
     no_train = make()
     no_train.splits["val"] = no_train.splits.pop("train")
     assert "no 'train' split; there are: val" in message(no_train)
@@ -60,3 +63,17 @@ def test_save_writes_one_readable_line_a_file(tmp_path):
         "classes": ["né", "y"],
         "splits": {"train": {"né/ö.jpg": 0, odd: 1}, "val": {"v.jpg": 1}},
     }
+
+
+def test_ids_are_saved_and_count_and_without_them_the_digest_is_as_ever(tmp_path):
+    manifest = make(val=(["c"], [1]))
+    # Recorded before there were ids: runs of then go on.
+    assert m.digest(manifest) == "2226637d93279dbd"
+    path = tmp_path / "manifest.json"
+    with_ids = dataclasses.replace(manifest, ids=("04780", "007"))
+    for each in (manifest, with_ids, dataclasses.replace(manifest, unlabelled=("u.jpg",))):
+        m.save(each, path)
+        assert m.digest_saved(path) == m.digest(each)
+        assert json.loads(path.read_text()).get("ids") == (list(each.ids) or None)
+    assert m.digest(with_ids) != m.digest(manifest)
+    assert m.digest(dataclasses.replace(with_ids, ids=("007", "04780"))) != m.digest(with_ids)

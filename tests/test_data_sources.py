@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from fgvc_jax.data import manifest as m
-from fgvc_jax.data.sources import digits, folder
+from fgvc_jax.data import sources
+from fgvc_jax.data.split import carve
 from fgvc_jax.errors import UserError
 
 
@@ -29,9 +30,17 @@ def labels(manifest):
     return {k: v.labels.tolist() for k, v in manifest.splits.items()}
 
 
+def folder(root, *, say=str, **fractions):
+    return carve(sources.folder(root, say=say), say=say, **fractions)
+
+
+def digits(**fractions):
+    return carve(sources.digits(), say=str, **fractions)
+
+
 def refusal(root, **kwargs):
     with pytest.raises(UserError) as error:
-        folder(root, say=lambda line: None, **kwargs)
+        folder(root, **kwargs)
     return str(error.value)
 
 
@@ -79,11 +88,13 @@ def test_three_given_splits_share_the_class_table_of_train(tmp_path):
     assert any("val: 1 images of 1 classes (2 of 3 have none)" in line for line in said)
 
 
-@pytest.mark.parametrize("spelling", ["valid", "Validation", "val_images", "VAL"])
+@pytest.mark.parametrize(
+    "spelling", ["valid", "Validation", "val_images", "VAL", "dev", "valid set"]
+)
 def test_usual_spellings(tmp_path, spelling):
     fill(tmp_path / "Training", {"a": 1, "b": 1})
     fill(tmp_path / spelling, {"a": 1})
-    assert labels(folder(tmp_path, say=str)) == {"train": [0, 1], "val": [0]}
+    assert labels(folder(tmp_path)) == {"train": [0, 1], "val": [0]}
 
 
 def test_validation_is_carved_from_train_and_test_is_left_alone(tmp_path):
@@ -100,8 +111,8 @@ def test_validation_is_carved_from_train_and_test_is_left_alone(tmp_path):
     text = "\n".join(said)
     assert "val carved: 20% of every class, seed 0" in text
     assert "1 of 3 classes are too small to give a val image and stay in train: one" in text
-    assert files(manifest) == files(folder(tmp_path, val_fraction=0.2, say=str))
-    assert files(manifest) != files(folder(tmp_path, val_fraction=0.2, seed=1, say=str))
+    assert files(manifest) == files(folder(tmp_path, val_fraction=0.2))
+    assert files(manifest) != files(folder(tmp_path, val_fraction=0.2, seed=1))
 
 
 def test_class_folders_alone_are_split_three_ways(tmp_path):
@@ -117,7 +128,7 @@ def test_class_folders_alone_are_split_three_ways(tmp_path):
     assert sorted(f for split in files(manifest).values() for f in split) == sorted(
         [f"a/{i:02d}.png" for i in range(20)] + [f"b/{i:02d}.png" for i in range(10)]
     )
-    assert list(folder(tmp_path, val_fraction=0, test_fraction=0, say=str).splits) == ["train"]
+    assert list(folder(tmp_path, val_fraction=0, test_fraction=0).splits) == ["train"]
     assert any("test carved: 20%" in line for line in said)
 
 
@@ -132,6 +143,61 @@ def test_which_files_count(tmp_path):
     assert any("1 images outside class folders ignored" in line for line in said)
     (line,) = [line for line in said if "no images" in line]
     assert "4 files that are no images ignored" in line and "2 .txt" in line
+
+
+def test_flat_test_folder_is_unlabelled_and_no_test_split_is_made(tmp_path):
+    fill(tmp_path / "train", {"a": 20, "b": 10})
+    put(tmp_path, "test_images/10.png", "test_images/2.png")
+    (tmp_path / "test_images" / "readme.txt").touch()
+    said = []
+    manifest = folder(tmp_path, say=said.append)
+    assert manifest.unlabelled == ("test_images/10.png", "test_images/2.png")
+    assert set(manifest.splits) == {"train", "val"}
+    (line,) = [line for line in said if "predict" in line]
+    assert "test_images/ has 2 images without labels" in line
+    assert f"`fgvc predict RUN {tmp_path}/test_images`" in line
+    assert not any("ignored: they have no class" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes", "ids"),
+    [
+        # In the order of the folders, not of the names.
+        (("02_ant", "10_aye_aye", "9_bee"), ("ant", "aye_aye", "bee"), ("02", "10", "9")),
+        (("1_cat", "2_cat"), ("1_cat", "2_cat"), ("1", "2")),  # two classes of one name
+        (("1_cat", "1_dog"), ("1_cat", "1_dog"), ()),  # then 1 is no id
+        (("1_cat", "dog"), ("1_cat", "dog"), ()),
+        (("1_", "2_dog"), ("1_", "2_dog"), ()),
+        (("10", "9"), ("10", "9"), ()),
+    ],
+)
+def test_ids_before_class_names(tmp_path, folders, classes, ids):
+    fill(tmp_path / "train", dict.fromkeys(folders, 1))
+    fill(tmp_path / "val", {folders[1]: 1})
+    manifest = folder(tmp_path)
+    m.check(manifest)
+    assert (manifest.classes, manifest.ids) == (classes, ids)
+    assert labels(manifest) == {"train": list(range(len(folders))), "val": [1]}
+    assert files(manifest)["val"] == [f"val/{folders[1]}/00.png"]
+
+
+def test_order_of_files_is_that_of_the_parts_of_their_paths(tmp_path):
+    """As of pathlib, so that a split that was carved before stays the same."""
+    put(tmp_path, "a b/1.png", "a/b!/1.png", "a/b/1.png", "a/b.png", "a/b0.png", "a-b/1.png")
+    manifest = folder(tmp_path, val_fraction=0, test_fraction=0)
+    found = [tmp_path / file for file in files(manifest)["train"]]
+    assert sorted(found) == found and len(found) == 6
+
+
+def test_links_are_followed_and_dead_ones_are_not_passed_over(tmp_path):
+    fill(tmp_path / "elsewhere", {"x": 2})
+    fill(tmp_path / "photos", {"a": 1})
+    (tmp_path / "photos" / "b").symlink_to(tmp_path / "elsewhere" / "x")
+    (tmp_path / "photos" / "a" / "dead.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    manifest = folder(tmp_path / "photos", val_fraction=0, test_fraction=0)
+    assert files(manifest)["train"] == ["a/00.png", "a/dead.jpg", "b/00.png", "b/01.png"]
+    with pytest.raises(UserError, match=r"a/dead.jpg: cannot be read as an image: no such file"):
+        manifest.read("a/dead.jpg")
 
 
 # Messages
@@ -182,9 +248,12 @@ def test_ambiguous_or_incomplete_split_folders(tmp_path):
     assert "val and valid" in refusal(tmp_path) or "valid and val" in refusal(tmp_path)
 
 
-def test_given_split_without_class_folders(tmp_path):
+@pytest.mark.parametrize("paths", [["val/1.png"], ["test/a/notes.txt"]])
+def test_given_split_without_class_folders(tmp_path, paths):
     fill(tmp_path / "train", {"a": 2, "b": 2})
-    put(tmp_path, "test/1.png")
+    for path in paths:
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
     assert "No class folders with images in" in refusal(tmp_path)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fgvc_jax.data import sampler
-from fgvc_jax.data.cache import Canvases
+from fgvc_jax.data.cache import Canvases, Decoded
 from fgvc_jax.data.feed import Feed, gather, make_resident
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train.predict import predict_all
@@ -15,7 +15,20 @@ from fgvc_jax.train.predict import predict_all
 def canvases(count, seed):
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (count, 6, 6, 3), np.uint8)
-    return Canvases(pixels, rng.integers(1, 7, (count, 2)).astype(np.int32))
+    sizes = rng.integers(1, 7, (count, 2)).astype(np.int32)
+    for image, (h, w) in zip(pixels, sizes, strict=True):
+        image[h:] = image[:, w:] = 0
+    return Canvases(pixels, sizes)
+
+
+def decoded(canvases):
+    """What reads the same images from files."""
+
+    def read(file):
+        pixels, (h, w) = canvases.pixels[int(file)], canvases.sizes[int(file)]
+        return pixels[:h, :w]
+
+    return Decoded(tuple(map(str, range(len(canvases.pixels)))), read, 6)
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +36,14 @@ def mesh():
     return meshes.make()
 
 
-def both(views, mesh):
-    """The same views (streamed, resident)."""
-    return Feed(views, mesh), Feed(views, mesh, tuple(make_resident(v, mesh) for v in views))
+def ways(views, mesh):
+    """The same views (streamed, resident, decoded)."""
+    resident = tuple(make_resident(v, mesh) for v in views)
+    return Feed(views, mesh), Feed(views, mesh, resident), Feed([*map(decoded, views)], mesh)
 
 
 @pytest.mark.parametrize("views", [1, 2])
-def test_resident_and_streamed_are_equal(mesh, views):
+def test_all_ways_are_equal(mesh, views):
     """Batches, their order and their pixels; two views look into two splits."""
     splits = [canvases(10, seed=0), canvases(7, seed=1)][:views]
     rng = np.random.default_rng(2)
@@ -38,28 +52,28 @@ def test_resident_and_streamed_are_equal(mesh, views):
         "label": np.arange(13, dtype=np.int32),
     }
     order = sampler.shuffled(13, 4, seed=5).slice(slice(3, 12))
-    streamed, resident = (
+    found = [
         [
             (*map(np.asarray, gather(feed.resident, batch, mesh)), np.asarray(batch["label"]))
             for batch in feed.stream(order, examples)
         ]
-        for feed in both(splits, mesh)
-    )
-    assert len(streamed) == len(resident) == 9
-    for rows, one, other in zip(order, streamed, resident, strict=True):
+        for feed in ways(splits, mesh)
+    ]
+    for number, rows in enumerate(order):
         expected = (
             np.stack([s.pixels[examples["index"][rows, i]] for i, s in enumerate(splits)], axis=1),
             np.stack([s.sizes[examples["index"][rows, i]] for i, s in enumerate(splits)], axis=1),
             rows,
         )
-        for x, y, z in zip(one, other, expected, strict=True):
-            assert x.dtype == y.dtype
-            np.testing.assert_array_equal(x, z)
-            np.testing.assert_array_equal(y, z)
+        for batches in found:
+            assert len(batches) == 9
+            for x, y in zip(batches[number], expected, strict=True):
+                assert x.dtype in (np.uint8, np.int32)
+                np.testing.assert_array_equal(x, y)
 
 
 def test_what_is_sent(mesh):
-    streamed, resident = both([canvases(10, seed=0)], mesh)
+    streamed, resident, _ = ways([canvases(10, seed=0)], mesh)
     label = np.arange(4, dtype=np.int32)
     index = np.array([[3], [1], [4], [1]])
     sent = streamed.batch(index, label=label)
@@ -71,11 +85,11 @@ def test_what_is_sent(mesh):
 
 
 @pytest.mark.parametrize("count", [1, 4, 8, 11])
-@pytest.mark.parametrize("way", [0, 1])
+@pytest.mark.parametrize("way", [0, 1, 2])
 def test_predict_all_covers_every_example_once_in_order(mesh, count, way):
     """Also where the batch does not divide the split, or is larger than it; in one compilation."""
     split = canvases(12, seed=0)
-    feed = both([split], mesh)[way]
+    feed = ways([split], mesh)[way]
     index = np.random.default_rng(1).permutation(12)[:count, None]
     traces, seen = [], []
 

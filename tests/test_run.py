@@ -71,6 +71,8 @@ ALL = list(configs.phases(tiny.pipeline()))
         ("evaluate.neighbours", 3, ["evaluate"]),
         # where it is watched and placed
         ("log.every", "3 steps", []),
+        ("data.on_bad", "skip", []),
+        ("model.remat", True, []),
         ("log.tensorboard", True, []),
         ("devices.shard_parameters", 2, []),
         ("data.cache", "elsewhere", []),

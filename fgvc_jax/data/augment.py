@@ -22,12 +22,17 @@ class View(NamedTuple):
 
     Attributes:
       size: side S of the input.
-      resize: length of the shorter side before the central crop, at evaluation.
+      resize: length of the shorter side before the central crop, at evaluation, and before the
+        random crop of crop='random'.
       mean, std: by channel, of values in 0..1.
       interpolation: 'bilinear' or 'bicubic'.
       crop_scale: range of the random crop's share of the image's area.
       crop_ratio: range of the random crop's width / height.
       flip: probability of mirroring left to right.
+      crop: in training, 'random_resized', or 'random': `size` x `size` anywhere in the resized image.
+      crop_pad: black pixels around the resized image, into which crop='random' may reach.
+      squash: (height, width) to which the image is resized in place of `resize`, whatever its aspect;
+        () keeps the aspect.
       augment: 'none', 'trivial_augment_wide' or 'auto_augment' (the ImageNet policy).
       augment_probability: that `augment` is applied to an example at all.
       augment_first: on the whole image before the crop, instead of on the crop; the cost is the
@@ -48,6 +53,9 @@ class View(NamedTuple):
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
+    crop: str = "random_resized"
+    crop_pad: int = 0
+    squash: tuple[int, ...] = ()
     augment: str = "none"
     augment_probability: float = 1.0
     augment_first: bool = False
@@ -59,7 +67,7 @@ class View(NamedTuple):
 
 
 def train_view(key: jax.Array, canvas: jax.Array, hw: jax.Array, view: View) -> jax.Array:
-    """Random-resized-crop, flip and augmentation of one canvas, normalised.
+    """Random crop, flip and augmentation of one canvas, normalised.
 
     The order is that of torchvision's training recipe: crop, flip, policy, then jitter, blur and
     sharpness. With any of these the crop is rounded to whole levels first, as a Pillow image is.
@@ -79,12 +87,16 @@ def train_view(key: jax.Array, canvas: jax.Array, hw: jax.Array, view: View) -> 
     keys = [jax.random.fold_in(key, purpose) for purpose in range(6)]
     if view.augment_first:
         canvas = _augment(keys[_AUGMENT], canvas, hw, view)
+    if view.crop == "random":
+        box = random_crop_box(keys[_CROP], hw, view)
+    else:
+        box = random_resized_crop_box(keys[_CROP], *hw, view.crop_scale, view.crop_ratio)
     image = crop_resize(
         canvas,
-        random_resized_crop_box(keys[_CROP], hw[0], hw[1], view.crop_scale, view.crop_ratio),
+        box,
         view.size,
         valid_hw=hw,
-        clamp="box",
+        clamp="image" if view.crop == "random" else "box",
         interpolation=view.interpolation,
         flip=jax.random.bernoulli(keys[_FLIP], jnp.float32(view.flip)),
     )
@@ -115,11 +127,11 @@ def _augment(key: jax.Array, image: jax.Array, hw: jax.Array | None, view: View)
 
 
 def eval_view(canvas: jax.Array, hw: jax.Array, view: View) -> jax.Array:
-    """Shorter side to `view.resize`, central crop of `view.size`, normalised: float32 [S, S, 3].
+    """Shorter side to `view.resize`, or all to `view.squash`; central crop, normalised: float32 [S, S, 3].
 
     Where the resized image is smaller than the crop, black surrounds it, as torchvision pads.
     """
-    box = center_crop_box(hw[0], hw[1], view.resize, view.size)
+    box = center_crop_box(hw, resized_size(hw, view), view.size)
     image = crop_resize(
         canvas, box, view.size, valid_hw=hw, clamp="image", interpolation=view.interpolation
     )
@@ -177,18 +189,42 @@ def random_resized_crop_box(
     )
 
 
-def center_crop_box(h: jax.Array, w: jax.Array, resize: int, size: int) -> jax.Array:
-    """The box that Resize(resize) and CenterCrop(size) of torchvision show, in source pixels.
+def resized_size(hw: jax.Array, view: View) -> jax.Array:
+    """int32 [2]: height and width after the resize, the long side cut to whole pixels as torchvision does."""
+    if view.squash:
+        return jnp.array(view.squash, jnp.int32)
+    hw = jnp.asarray(hw, jnp.int32)
+    return view.resize * hw // hw.min()  # the shorter side gives `resize` exactly
 
-    The resized long side is cut, and the offset rounded (half to even), to whole pixels of the
-    resized image as there.
+
+def random_crop_box(key: jax.Array, hw: jax.Array, view: View) -> jax.Array:
+    """The box that a resize, a border of `crop_pad` and RandomCrop(size) show, in source pixels.
+
+    Returns:
+      float32 [4], (top, left, height, width); it reaches over the image into the border.
+    """
+    resized = resized_size(hw, view)
+    room = jnp.maximum(resized + 2 * view.crop_pad - view.size, 0)
+    corner = jnp.floor(jax.random.uniform(key, (2,), jnp.float32) * (room + 1))
+    corner = jnp.minimum(corner, room) - view.crop_pad
+    # Smaller than the crop: in its middle, as at evaluation.
+    corner = jnp.where(resized + 2 * view.crop_pad < view.size, (resized - view.size) // 2, corner)
+    return _in_source(corner, hw, resized, view.size)
+
+
+def center_crop_box(hw: jax.Array, resized: jax.Array, size: int) -> jax.Array:
+    """The box that a resize and torchvision's CenterCrop(size) show, in source pixels.
+
+    The offset is rounded (half to even) to whole pixels of the resized image as there.
 
     Returns:
       float32 [4], (top, left, height, width); it reaches over the image where torchvision pads.
     """
-    hw = jnp.stack([jnp.int32(h), jnp.int32(w)])
-    resized = resize * hw // hw.min()  # the shorter side gives `resize` exactly
     spare = resized - size
     corner = jnp.where(spare < 0, -(-spare // 2), jnp.round(spare / 2))
-    step = hw / resized  # source pixels a sample
+    return _in_source(corner, hw, resized, size)
+
+
+def _in_source(corner: jax.Array, hw: jax.Array, resized: jax.Array, size: int) -> jax.Array:
+    step = jnp.asarray(hw, jnp.float32) / resized  # source pixels a sample
     return jnp.concatenate([corner * step, size * step]).astype(jnp.float32)

@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,35 @@ class Canvases(NamedTuple):
     pixels: np.ndarray  # uint8 [N, C, C, 3], memory-mapped, read-only
     sizes: np.ndarray  # int32 [N, 2], valid height and width
 
+    @property
+    def side(self) -> int:
+        return self.pixels.shape[1]
+
+    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(uint8 [B, C, C, 3], int32 [B, 2]) of some images."""
+        return self.pixels[rows], self.sizes[rows]
+
+
+class Decoded(NamedTuple):
+    """The same canvases, decoded whenever they are asked for: for what the disk cannot hold."""
+
+    files: tuple[str, ...]
+    read: Callable[[str], np.ndarray]
+    side: int
+
+    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(uint8 [B, C, C, 3], int32 [B, 2]) of some images. Raises UserError for one it cannot read."""
+        pixels = np.zeros((len(rows), self.side, self.side, 3), np.uint8)
+        sizes = np.zeros((len(rows), 2), np.int32)
+        for i, row in enumerate(rows):
+            place(fit(self.read(self.files[row]), self.side), pixels[i], sizes[i])
+        return pixels, sizes
+
+
+def folder(given: str = "") -> Path:
+    """Where caches lie: as given, else $FGVC_CACHE, else ~/.cache/fgvc_jax."""
+    return Path(given or os.environ.get("FGVC_CACHE", "~/.cache/fgvc_jax")).expanduser()
+
 
 def canvas_size(manifest: Manifest, canvas: int) -> int:
     """min(canvas, the longest side of any image in any split, rounded up to a multiple of 8).
@@ -36,8 +65,8 @@ def canvas_size(manifest: Manifest, canvas: int) -> int:
     Reads image headers only, and stops at the first one that fills the canvas. Unreadable files
     are passed over: `build` reports them.
     """
-    longest = 0
-    for split in manifest.splits.values():
+    longest = manifest.long_side
+    for split in manifest.splits.values() if not longest else ():
         for file in split.files:
             longest = max(longest, _long_side(manifest, file))
             if longest >= canvas:
@@ -70,15 +99,19 @@ def build(
     Raises:
       UserError: images that cannot be read (the first ten and the count), or a full disk.
     """
-    files = manifest.splits[split].files
     directory = Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
-    target = directory / f"{manifest.name}-{split}-{canvas}-{_key(manifest, files, canvas)}"
+    target = _target(manifest, split, canvas, directory)
     with open(f"{target}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the system if this process dies
         if not target.exists():
             _write(manifest, split, canvas, target, say)
     return Canvases(np.load(target / "pixels.npy", mmap_mode="r"), np.load(target / "sizes.npy"))
+
+
+def _target(manifest: Manifest, split: str, canvas: int, directory: Path) -> Path:
+    digest = key(manifest, manifest.splits[split].files, f"{FORMAT} {canvas}")
+    return directory / f"{manifest.name}-{split}-{canvas}-{digest}"
 
 
 def _write(manifest: Manifest, split: str, canvas: int, target: Path, say) -> None:
@@ -121,9 +154,7 @@ def _write(manifest: Manifest, split: str, canvas: int, target: Path, say) -> No
                 if isinstance(image, UserError):
                     bad.append(str(image))
                     continue
-                h, w = image.shape[:2]
-                block[i, :h, :w] = image
-                sizes[first + i] = h, w
+                place(image, block[i], sizes[first + i])
             out.write(block)
             if time.monotonic() - told > 10:
                 told = time.monotonic()
@@ -158,10 +189,31 @@ def fit(image: np.ndarray, canvas: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
 
 
-def _key(manifest: Manifest, files: tuple[str, ...], canvas: int) -> str:
-    digest = hashlib.sha256(f"{FORMAT} {canvas} {manifest.root}".encode())
+def place(image: np.ndarray, canvas: np.ndarray, size: np.ndarray) -> None:
+    """Puts a fitted image at the top left of an empty canvas, and writes its height and width."""
+    size[:] = image.shape[:2]
+    canvas[: size[0], : size[1]] = image
+
+
+def fits_on_disk(manifest: Manifest, split: str, canvas: int, directory: str | os.PathLike) -> bool:
+    """Whether `build` would find room, or has been here before."""
+    directory = Path(directory).expanduser()
+    directory.mkdir(parents=True, exist_ok=True)
+    files = manifest.splits[split].files
+    need = len(files) * canvas * canvas * 3
+    return (
+        shutil.disk_usage(directory).free >= 1.02 * need
+        or _target(manifest, split, canvas, directory).exists()
+    )
+
+
+def key(manifest: Manifest, files: Sequence[str], settings: str) -> str:
+    """A hash of what the files hold (by name, size and time of change, or by pixels) and of settings."""
+    digest = hashlib.sha256(f"{settings} {manifest.root}{manifest.stamp}".encode())
     for file in files:
-        if manifest.root is None:
+        if manifest.stamp:
+            digest.update(f"{file}\0".encode(errors="surrogateescape"))
+        elif manifest.root is None:
             image = manifest.read(file)
             digest.update(f"{file}\0{image.shape}\0".encode())
             digest.update(np.ascontiguousarray(image))

@@ -1,22 +1,42 @@
 """Canvases to the device, by one of two ways with the same batches, order and pixels.
 
-'resident': all canvases of a split live in device memory and the jitted step gathers its own.
-'streamed': host threads copy each batch out of the memory-mapped cache and send it.
+'resident': all canvases of a split live in device memory, on every device or spread over them, and the
+jitted step gathers its own.
+'streamed': host threads take each batch out of the memory-mapped cache, or decode it, and send it.
 """
 
+import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Sequence
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fgvc_jax.data.cache import Canvases
+from fgvc_jax.data.cache import Canvases, Decoded
 
-BATCH = P(("data", "model"))  # the batch axis is split over all devices of the mesh
-Resident = tuple[tuple[jax.Array, jax.Array], ...]
+AXES = ("data", "model")
+THREADS = min(8, os.cpu_count() or 1)  # each makes a whole batch
+BATCH = P(AXES)  # the batch axis is split over all devices of the mesh
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Resident:
+    """The canvases of a split in device memory; an argument of the jitted step.
+
+    Attributes:
+      pixels: uint8 [N, C, C, 3] on every device, or, where it is spread, in equal parts, the last padded.
+      sizes: int32 [N, 2], on every device.
+    """
+
+    pixels: jax.Array
+    sizes: jax.Array
+    spread: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 def to_device(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
@@ -24,10 +44,22 @@ def to_device(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
 
-def make_resident(canvases: Canvases, mesh: Mesh) -> tuple[jax.Array, jax.Array]:
-    """(pixels [N, C, C, 3] uint8, sizes [N, 2] int32) on every device."""
+def make_resident(canvases: Canvases, mesh: Mesh, spread: bool = False) -> Resident:
+    """Sends the canvases of a split, all to every device or, spread, each to one."""
     everywhere = NamedSharding(mesh, P())
-    return to_device(canvases.pixels, everywhere), to_device(canvases.sizes, everywhere)
+    sizes = to_device(canvases.sizes, everywhere)
+    if not spread:
+        return Resident(to_device(canvases.pixels, everywhere), sizes)
+    count, *rest = canvases.pixels.shape
+    shape = (-(-count // mesh.size) * mesh.size, *rest)
+
+    def rows(part) -> np.ndarray:
+        start, stop, _ = part[0].indices(shape[0])
+        found = canvases.pixels[start:stop]
+        return np.pad(found, [(0, stop - start - len(found)), *[(0, 0)] * len(rest)])
+
+    pixels = jax.make_array_from_callback(shape, NamedSharding(mesh, BATCH), rows)
+    return Resident(pixels, sizes, spread=True)
 
 
 class Feed:
@@ -37,7 +69,9 @@ class Feed:
       resident: the arrays to pass to the jitted step; empty when streamed.
     """
 
-    def __init__(self, views: Sequence[Canvases], mesh: Mesh, resident: Resident = ()):
+    def __init__(
+        self, views: Sequence[Canvases | Decoded], mesh: Mesh, resident: tuple[Resident, ...] = ()
+    ):
         """Args: the canvases that each view's index refers to; for 'resident', the same on the device."""
         self.views = views
         self.mesh = mesh
@@ -55,18 +89,22 @@ class Feed:
         if self.resident:
             return result | {"index": to_device(index.astype(np.int32), self.sharding)}
 
-        def load(what: str):
-            side = getattr(self.views[0], what).shape[1:]
+        taken: dict[tuple, list[np.ndarray]] = {}
 
-            def rows(part):  # only the rows that a device of this process holds are read
-                chosen = index[part[0]]
-                columns = [getattr(v, what)[chosen[:, i]] for i, v in enumerate(self.views)]
-                return np.stack(columns, axis=1)
+        def take(part) -> list[np.ndarray]:  # only the rows that a device of this process holds
+            rows = index[part[0]]
+            place = part[0].indices(len(index))
+            if place not in taken:
+                columns = [view.take(rows[:, i]) for i, view in enumerate(self.views)]
+                taken[place] = [np.stack(c, axis=1) for c in zip(*columns, strict=True)]
+            return taken[place]
 
-            shape = (*index.shape, *side)
-            return jax.make_array_from_callback(shape, self.sharding, rows)
+        def send(number: int, *rest: int) -> jax.Array:
+            shape = (*index.shape, *rest)
+            return jax.make_array_from_callback(shape, self.sharding, lambda p: take(p)[number])
 
-        return result | {"pixels": load("pixels"), "sizes": load("sizes")}
+        side = self.views[0].side
+        return result | {"pixels": send(0, side, side, 3), "sizes": send(1, 2)}
 
     def stream(self, sampler: grain.MapDataset, examples: dict[str, np.ndarray]) -> Iterator[dict]:
         """Batches for every entry of the sampler, made ahead of time by threads.
@@ -79,12 +117,12 @@ class Feed:
         def make(rows: np.ndarray) -> dict:
             return self.batch(**{name: column[rows] for name, column in examples.items()})
 
-        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=2 * THREADS)
         return iter(sampler.map(make).to_iter_dataset(options))
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def gather(resident: Resident, batch: dict[str, jax.Array], mesh: Mesh):
+def gather(resident: tuple[Resident, ...], batch: dict[str, jax.Array], mesh: Mesh):
     """Of a batch, inside the train step or by itself: (pixels uint8 [B, V, C, C, 3], sizes int32 [B, V, 2]).
 
     Each device copies its own examples one slice at a time: a plain `pixels[index]` copies half the cache
@@ -94,12 +132,42 @@ def gather(resident: Resident, batch: dict[str, jax.Array], mesh: Mesh):
         return batch["pixels"], batch["sizes"]
 
     def local(resident, index):
-        columns = [
-            jax.lax.map(lambda i, p=pixels, s=sizes: (p[i], s[i]), index[:, view])
-            for view, (pixels, sizes) in enumerate(resident)
-        ]
-        return jax.tree.map(lambda *views: jax.numpy.stack(views, axis=1), *columns)
+        columns = []
+        for view, split in enumerate(resident):
+            take = _from_the_ring if split.spread else _from_own
+            columns.append((take(split.pixels, index[:, view]), split.sizes[index[:, view]]))
+        return tuple(jnp.stack(column, axis=1) for column in zip(*columns, strict=True))
 
-    return jax.shard_map(local, mesh=mesh, in_specs=(P(), BATCH), out_specs=BATCH)(
+    places = tuple(Resident(BATCH if r.spread else P(), P(), r.spread) for r in resident)
+    return jax.shard_map(local, mesh=mesh, in_specs=(places, BATCH), out_specs=BATCH)(
         resident, batch["index"]
     )
+
+
+def _from_own(pixels, index):
+    return jax.lax.map(lambda i: pixels[i], index)
+
+
+def _from_the_ring(pixels, index):
+    """Each device's order goes once around all devices; every one fills in the images that it holds.
+
+    Two local batches of memory, whatever the number of devices.
+    """
+    here, size = jax.lax.axis_index(AXES), jax.lax.axis_size(AXES)
+    following = [(i, (i + 1) % size) for i in range(size)]
+
+    def visit(_, order):
+        index, images = order
+
+        def fill(one):
+            wanted, image = one
+            mine = wanted // len(pixels) == here
+            return jnp.where(mine, pixels[wanted % len(pixels)], image)
+
+        images = jax.lax.map(fill, (index, images))
+        return jax.lax.ppermute((index, images), AXES, following)
+
+    empty = jax.lax.pcast(
+        jnp.zeros((len(index), *pixels.shape[1:]), pixels.dtype), AXES, to="varying"
+    )
+    return jax.lax.fori_loop(0, size, visit, (index, empty))[1]

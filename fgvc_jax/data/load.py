@@ -5,8 +5,10 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from fgvc_jax.data import cache, sources
 from fgvc_jax.data import manifest as manifests
-from fgvc_jax.data import sources
+from fgvc_jax.data.split import carve
+from fgvc_jax.data.tfds import read as tfds
 from fgvc_jax.errors import UserError
 
 
@@ -16,13 +18,52 @@ def load(data: ConfigDict, say: Callable[[str], None] = print) -> manifests.Mani
     Raises:
       UserError: where the data is missing or inconsistent.
     """
-    fractions = {"val_fraction": data.val_fraction, "test_fraction": data.test_fraction}
-    if data.source == "digits":
-        found = sources.digits(**fractions, seed=data.split_seed)
-    else:
-        found = sources.folder(root(data.root), **fractions, seed=data.split_seed, say=say)
-    manifests.check(found)
+    found = _read(data, say)
+    found = carve(
+        found,
+        val_fraction=data.val_fraction,
+        test_fraction=data.test_fraction,
+        seed=data.split_seed,
+        group=data.group,
+        say=say,
+    )
+    try:
+        manifests.check(found)
+    except UserError as error:
+        if data.splits == "official":
+            raise
+        raise UserError(
+            f"{error}\nconfig.data.splits = 'retrieval' keeps half of the classes for testing, unseen, which "
+            "is for methods that learn a metric. To classify: --config.data.splits=official."
+        ) from None
     return found
+
+
+def _read(data: ConfigDict, say: Callable[[str], None]) -> manifests.Manifest:
+    """With the splits that the data come with."""
+    if data.source == "digits":
+        return sources.digits()
+    place = root(data.root)
+    if data.source == "tfds":
+        return tfds.prepared(
+            place,
+            cache=cache.folder(data.cache),
+            splits=data.splits,
+            fold=data.fold,
+            label=data.label_feature,
+            image=data.image_feature,
+            val_fraction=data.val_fraction,
+            seed=data.split_seed,
+            say=say,
+        )
+    if data.source in ("list", "inaturalist"):
+        read = sources.image_list if data.source == "list" else sources.inaturalist
+        return read(place, images=data.images and root(data.images), say=say)
+    if data.source in ("cub", "cars", "aircraft"):
+        return sources.original(data.source, place, say=say)
+    if data.source == "competition":
+        return sources.competition(place, say=say)
+    return sources.folder(place, say=say)
 
 
 def root(path: str) -> str:
@@ -35,7 +76,7 @@ def root(path: str) -> str:
     if "$FGVC_DATA" in path and "FGVC_DATA" not in os.environ:
         raise UserError(
             f"config.data.root is {path}, but the environment variable FGVC_DATA is not set. Set it to the "
-            "folder that holds your data sets, or pass --config.data.root=DIR. Either way the folder must "
-            "hold train/<class>/... and test/<class>/... images."
+            "folder that holds your data sets (`fgvc prepare --help` says how they get there), or pass "
+            "--config.data.root=DIR; folders train/<class>/... are read with --config.data.source=folder."
         )
     return os.path.expanduser(os.path.expandvars(path))

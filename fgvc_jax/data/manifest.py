@@ -28,13 +28,18 @@ class Manifest:
     Attributes:
       name: short name, used for file names and messages.
       classes: class names; the position is the label.
-      splits: 'train' and usually 'val' and 'test', in this order.
+      splits: 'train' and usually 'val' and 'test', in this order. Of data that come without any split, as
+        they are read: 'all'.
       read: file -> uint8 [H, W, 3], RGB, upright. Raises UserError for a file it cannot read.
       root: the directory that `files` are relative to; None where they are not files on disk.
       ids: the original id of each class, where the data set has ids besides names ('04780'); a
         class's label is its position, never its id.
       unlabelled: files that come without labels, to be classified with a finished run.
       stamp: identifies the pixels where they are not files on disk; '' = they are hashed themselves.
+      long_side: of the largest image, in pixels; 0 = found from the images' headers.
+      official: the splits are published ones, in which results are compared: copies of test images are
+        reported, but do not stop a training.
+      excluded: training files that were left out, and why.
     """
 
     name: str
@@ -45,6 +50,9 @@ class Manifest:
     ids: tuple[str, ...] = ()
     unlabelled: tuple[str, ...] = ()
     stamp: str = ""
+    long_side: int = 0
+    official: bool = False
+    excluded: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def check(manifest: Manifest) -> None:
@@ -62,6 +70,12 @@ def check(manifest: Manifest) -> None:
     repeated = [c for c, n in Counter(classes).items() if n > 1]
     if repeated:
         raise UserError(f"{name}: class {repeated[0]!r} stands twice in the class table.")
+    ids = manifest.ids
+    if ids and (len(ids) != len(classes) or len(set(ids)) != len(ids)):
+        raise UserError(
+            f"{name}: {len(ids)} class ids, {len(set(ids))} of them different, for {len(classes)} classes; "
+            "each class needs one of its own."
+        )
     if "train" not in manifest.splits:
         raise UserError(f"{name}: no 'train' split; there are: {', '.join(manifest.splits)}.")
 
@@ -111,15 +125,17 @@ def check(manifest: Manifest) -> None:
 
 
 def save(manifest: Manifest, path: str | os.PathLike) -> None:
-    """Writes classes and, by split, one line a file with its label, as JSON, atomically."""
+    """Writes classes, their ids and, by split, one line a file with its label, as JSON, atomically."""
     content = {
         "name": manifest.name,
         "root": manifest.root,
         "classes": list(manifest.classes),
+        **({"ids": list(manifest.ids)} if manifest.ids else {}),
         "splits": {
             split: dict(zip(files, labels.tolist(), strict=True))
             for split, (files, labels) in manifest.splits.items()
         },
+        **({"excluded": manifest.excluded} if manifest.excluded else {}),
     }
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -130,17 +146,18 @@ def save(manifest: Manifest, path: str | os.PathLike) -> None:
 
 
 def digest(manifest: Manifest) -> str:
-    """A hash of classes, files and labels by split."""
+    """A hash of classes, their ids, files and labels by split."""
     splits = {name: (list(s.files), s.labels.tolist()) for name, s in manifest.splits.items()}
-    return _digest(list(manifest.classes), splits)
+    return _digest(list(manifest.classes), splits, list(manifest.ids))
 
 
 def digest_saved(path: str | os.PathLike) -> str:
     """The same hash, of a manifest that `save` wrote."""
     content = json.loads(Path(path).read_text(encoding="utf-8", errors="surrogateescape"))
     splits = {name: (list(s), list(s.values())) for name, s in content["splits"].items()}
-    return _digest(content["classes"], splits)
+    return _digest(content["classes"], splits, content.get("ids", []))
 
 
-def _digest(classes: list[str], splits: dict[str, tuple[list[str], list[int]]]) -> str:
-    return hashlib.sha256(json.dumps([classes, sorted(splits.items())]).encode()).hexdigest()[:16]
+def _digest(classes: list[str], splits: dict, ids: list[str]) -> str:
+    content = [classes, sorted(splits.items())] + ([ids] if ids else [])
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

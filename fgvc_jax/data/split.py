@@ -1,32 +1,205 @@
-"""Stratified, seeded splits."""
+"""Stratified, seeded splits that keep photos of one thing on one side."""
+
+import dataclasses
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from fgvc_jax.data.manifest import Manifest, Split
+from fgvc_jax.data.sources.names import few
+from fgvc_jax.errors import UserError
 
-def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+
+def carve(
+    manifest: Manifest,
+    *,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    seed: int = 0,
+    group: str = "",
+    say: Callable[[str], None] = print,
+) -> Manifest:
+    """Makes the splits that data come without.
+
+    The split 'all' becomes train, val and test. Else, where there is no 'val', it is taken from
+    train; a test split is never made beside a given training split.
+
+    Args:
+      val_fraction, test_fraction: shares of all images (of the training images where only
+        validation is carved), by class; 0 carves nothing.
+      seed: of the draw.
+      group: regular expression, see `groups`; '' = every image for itself.
+      say: gets each line about what was carved, and the size of every split.
+
+    Raises:
+      UserError: for a split that would come out empty, or a `group` that fits no file.
+    """
+    name, classes = manifest.name, manifest.classes
+    splits, fractions = dict(manifest.splits), {}
+    if "all" in splits or ("train" in splits and "val" not in splits):
+        fractions = {"val": val_fraction, "test": test_fraction if "all" in splits else 0.0}
+        whole = splits.pop("all" if "all" in splits else "train")
+        keys = groups(whole.files, group, say) if group else np.arange(len(whole.files))
+        splits = _parts(whole, keys, fractions["val"], fractions["test"], seed) | splits
+    elif group:
+        say(f"{name}: data.group = {group!r} is not used: train and val are given")
+    for split, fraction in fractions.items():
+        if fraction == 0:
+            continue
+        if split not in splits:
+            largest = np.bincount(whole.labels).max()
+            raise UserError(
+                f"{name}: no class is large enough to give a {split} image at "
+                f"{split}_fraction={fraction} (the largest has {largest} images"
+                f"{', kept together by data.group' if group else ''}). "
+                f"Raise {split}_fraction, or bring a {split} split."
+            )
+        say(f"{split} carved: {fraction:.0%} of every class, seed {seed}")
+        small = sorted(set(range(len(classes))) - set(splits[split].labels.tolist()))
+        if small:
+            say(
+                f"{len(small)} of {len(classes)} classes are too small to give a {split} image "
+                f"and stay in train: {few([classes[i] for i in small])}"
+            )
+    for split, (files, labels) in splits.items():
+        lacks = len(classes) - len(np.unique(labels))
+        say(
+            f"{name} {split}: {len(files):,} images of {len(classes) - lacks} classes"
+            + (f" ({lacks} of {len(classes)} have none)" if lacks else "")
+        )
+    return dataclasses.replace(manifest, splits=splits)
+
+
+def _parts(whole: Split, keys, val_fraction, test_fraction, seed) -> dict[str, Split]:
+    """Train, val and test; a split with no image is left out."""
+    files, labels = np.array(whole.files, object), whole.labels
+    rest, test = stratified(labels, test_fraction, seed, keys)
+    # Of what test left, so that val_fraction stays a share of the whole.
+    fraction = val_fraction / (1 - test_fraction)
+    train, val = stratified(labels[rest], fraction, seed + 1, keys[rest])
+    parts = {"train": rest[train], "val": rest[val], "test": test}
+    return {
+        split: Split(tuple(files[i].tolist()), labels[i]) for split, i in parts.items() if len(i)
+    }
+
+
+def stratified(
+    labels: np.ndarray, fraction: float, seed: int, groups: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Holds out `fraction` of every class.
 
     Of a class with n examples, fraction * n (rounded, halves up) are held out, but never all: one
-    at least stays. So a class with a single example stays whole.
+    at least stays. So a class with a single example stays whole. Groups go to one side as a whole,
+    so with them a class comes only as near to its share as they allow.
 
     Args:
       labels: int [N].
       fraction: 0 <= fraction < 1.
       seed: non-negative integer.
+      groups: int [N], equal for examples that must stay together; None = every one for itself.
 
     Returns:
       (kept, held_out): two sorted index arrays, int64, which together are 0..N-1.
 
-    Each example draws one raw 64-bit word of the Philox generator and the smallest words of a class
-    are held out: NumPy promises the raw stream for all versions, which it does not for shuffles.
+    Each example draws one raw 64-bit word of the Philox generator: NumPy promises the raw stream
+    for all versions, which it does not for shuffles. A group has the word of its first example. In
+    the order of their words, groups are held out where that brings the classes in them nearer to
+    their shares, or at least no farther. For single examples these are the smallest words of a class.
     """
     if not 0 <= fraction < 1:
         raise ValueError(f"fraction must be in [0, 1), not {fraction}")
-    labels = np.asarray(labels)
+    groups = np.arange(len(labels)) if groups is None else groups
     words = np.random.Philox(seed).random_raw(len(labels))
-    held_out = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = min(int(fraction * len(members) + 0.5), len(members) - 1)
-        held_out[members[np.argsort(words[members], kind="stable")[:count]]] = True
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    _, labels, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    _, first, groups = np.unique(groups, return_index=True, return_inverse=True)
+    # One entry for each class in each group, sorted by group.
+    entries, counts = np.unique(groups * len(sizes) + labels, return_counts=True)
+    owners, classes = np.divmod(entries, len(sizes))
+    bounds = np.searchsorted(owners, np.arange(len(first) + 1)).tolist()
+    classes, counts = classes.tolist(), counts.tolist()
+
+    missing = np.minimum((fraction * sizes + 0.5).astype(int), sizes - 1).tolist()  # of the share
+    left = sizes.tolist()
+    held_out = np.zeros(len(first), bool)
+    for group in np.argsort(words[first], kind="stable").tolist():
+        parts = [(classes[i], counts[i]) for i in range(bounds[group], bounds[group + 1])]
+        nearer = sum(abs(missing[c]) - abs(missing[c] - n) for c, n in parts)
+        if nearer >= 0 and all(n < left[c] for c, n in parts):
+            held_out[group] = True
+            for c, n in parts:
+                missing[c] -= n
+                left[c] -= n
+    return np.flatnonzero(~held_out[groups]), np.flatnonzero(held_out[groups])
+
+
+def groups(
+    files: Sequence[str], pattern: str, say: Callable[[str], None] = lambda line: None
+) -> np.ndarray:
+    """Which files belong together: those with the same match of a regular expression.
+
+    Args:
+      files: N paths, relative to the data's folder.
+      pattern: searched in each path. The match's first group, or the whole match where it has none, is
+        the key. A file that does not match is a group of its own.
+      say: gets a line with the counts.
+
+    Returns:
+      int64 [N], equal within a group.
+
+    Raises:
+      UserError: for a pattern that is no regular expression or matches no file.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"data.group = {pattern!r} is not a regular expression: {error}.") from None
+    matches = (compiled.search(file) for file in files)
+    keys = [match and match[min(1, compiled.groups)] for match in matches]
+    alone = sum(key is None for key in keys)
+    if alone == len(files):
+        raise UserError(
+            f"data.group = {pattern!r} matches none of {len(files):,} files, such as {files[0]!r}. "
+            "Its first (...) must match what photos of one thing have in common."
+        )
+    number: dict[object, int] = {}
+    index = [
+        number.setdefault(i if key is None else key, len(number)) for i, key in enumerate(keys)
+    ]
+    say(
+        f"{len(files):,} images are {len(number):,} groups by {pattern!r}, each kept in one split"
+        + (f"; {alone:,} that do not match it are groups of their own" if alone else "")
+    )
+    return np.array(index)
+
+
+# The file's folder and its name up to the last part, where that is a short number ('_3', '-view12') or one
+# letter ('-a', 'b') and the name has a digit before it.
+VIEWS = r"(?:^|/)((?:[^/]+/)?[^/]*\d[^/]*?)(?:[ ._-]+[A-Za-z]*\d{1,5}|[ ._-]?[A-Za-z])\.[^./]+$"
+
+
+def propose_groups(files: Sequence[str]) -> tuple[str, str] | None:
+    """A `group` pattern where file names look like several photos of one thing, with the reason.
+
+    So 'part12_view3.jpg', 'IMG_1234_1.jpg', 'serial-0042-a.jpg'. There is no proposal unless most
+    names are of this kind, most groups have two images or more, and the folders have several groups
+    each: names that count through a class ('Anjou_001.jpg', 'n02085620_10074.jpg') do not group.
+    """
+    matches = list(filter(None, map(re.compile(VIEWS).search, files)))
+    keys = Counter(match[1] for match in matches)
+    several = [key for key, count in keys.items() if count > 1]
+    folders = {os.path.dirname(key) for key in keys}
+    if (
+        keys.total() < 0.8 * len(files)
+        or len(several) <= len(keys) / 2
+        or len(keys) < 3 * len(folders)
+    ):
+        return None
+    key = several[0]
+    names = [os.path.basename(match.string) for match in matches if match[1] == key][:2]
+    return VIEWS, (
+        f"{keys.total():,} of {len(files):,} file names look like several photos of one thing, "
+        f"{len(keys):,} things in all, such as {' and '.join(names)}: {os.path.basename(key)}"
+    )

@@ -46,8 +46,8 @@ class Context:
         self._pretrained: tree.Flat = {}
         self.view = make_view(config, self._load_backbone().info.preprocessing)
         self.canvas = cache.canvas_size(manifest, config.data.canvas)
-        self._canvases: dict[str, cache.Canvases] = {}
-        self._resident: dict[str, tuple[jax.Array, jax.Array]] = {}
+        self._canvases: dict[str, cache.Canvases | cache.Decoded] = {}
+        self._resident: dict[str, feed.Resident] = {}
 
     def directory(self, phase: str) -> Path:
         path = self.workdir / phase
@@ -60,28 +60,39 @@ class Context:
             name = "float32" if jax.devices()[0].platform == "cpu" else "bfloat16"
         return jnp.dtype(name)
 
-    def canvases(self, split: str) -> cache.Canvases:
+    def canvases(self, split: str) -> cache.Canvases | cache.Decoded:
         if split not in self._canvases:
-            folder = self.config.data.cache or os.environ.get("FGVC_CACHE", "~/.cache/fgvc_jax")
-            self._canvases[split] = cache.build(
-                self.manifest, split, self.canvas, folder, say=self.say
-            )
+            data, manifest, side = self.config.data, self.manifest, self.canvas
+            folder = cache.folder(data.cache)
+            keep = data.feed != "decoded"
+            if data.feed == "auto" and not cache.fits_on_disk(manifest, split, side, folder):
+                self.say(f"no room for the {split} images in {folder}: decoded anew each time")
+                keep = False
+            if keep:
+                found = cache.build(manifest, split, side, folder, say=self.say)
+            else:
+                found = cache.Decoded(manifest.splits[split].files, manifest.read, side)
+            self._canvases[split] = found
         return self._canvases[split]
 
     def feed(self, splits: Sequence[str]) -> feed.Feed:
         """A feed whose views look into these splits."""
         views = [self.canvases(split) for split in splits]
-        limit = self.config.data.resident_gb * 1e9
         choice = self.config.data.feed
-        resident = ()
-        if choice == "resident" or (
-            choice == "auto" and sum(c.pixels.nbytes for c in self._canvases.values()) <= limit
-        ):
-            for split in splits:
-                if split not in self._resident:
-                    self._resident[split] = feed.make_resident(self.canvases(split), self.mesh)
-            resident = tuple(self._resident[split] for split in splits)
-        return feed.Feed(views, self.mesh, resident)
+        if choice == "streamed" or any(isinstance(view, cache.Decoded) for view in views):
+            return feed.Feed(views, self.mesh)
+        new = [split for split in dict.fromkeys(splits) if split not in self._resident]
+        need = sum(self.canvases(split).pixels.nbytes for split in new)
+        held = sum(
+            r.pixels.nbytes / (self.mesh.size if r.spread else 1) for r in self._resident.values()
+        )
+        room = self.config.data.resident_gb * 1e9 - held
+        spread = need > room and self.mesh.size > 1
+        if choice == "auto" and need > room * (self.mesh.size if spread else 1):
+            return feed.Feed(views, self.mesh)
+        for split in new:
+            self._resident[split] = feed.make_resident(self.canvases(split), self.mesh, spread)
+        return feed.Feed(views, self.mesh, tuple(self._resident[split] for split in splits))
 
     def describe(self, section: ConfigDict) -> Description:
         """The model of a training section."""
@@ -96,10 +107,12 @@ class Context:
             method=section.method,
             method_arguments=method_arguments,
             classes=self.manifest.classes,
+            class_ids=self.manifest.ids,
             view=self.view,
             canvas=self.config.data.canvas,
             dtype=str(self.dtype()),
             param_dtype=model.param_dtype,
+            remat=model.remat,
         )
 
     def _load_backbone(self) -> nnx.Module:
@@ -107,10 +120,19 @@ class Context:
         backbone = abstract_backbone(self.config, self.dtype())
         if not self.config.model.pretrained:
             return backbone
-        _, report = load_pretrained(backbone, self.config.model.pretrained)
+        model, image = self.config.model, self.config.image
+        _, report = load_pretrained(backbone, model.pretrained, allow=model.allow)
         self.say(report.text)
+        for key in ("mean", "std", "interpolation"):
+            ours, theirs = image[key], getattr(backbone.info.preprocessing, key)
+            if ours and ours != theirs:
+                self.say(f"image.{key} is {ours}, but these weights were trained with {theirs}")
         _, params, stats = tree.split(backbone)
-        self._pretrained = {f"backbone/{path}": array for path, array in (params | stats).items()}
+        self._pretrained = {
+            f"backbone/{path}": array
+            for path, array in (params | stats).items()
+            if path in report.used
+        }
         return backbone
 
     def starting_model(self, description: Description) -> nnx.Module:

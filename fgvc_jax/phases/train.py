@@ -39,6 +39,8 @@ def check(context: Context, name: str) -> None:
         raise UserError(
             f"config.{name}.arguments = {section.arguments!r} do not suit {section.method!r}: {error}"
         ) from error
+    if not section.pairs:
+        _order(section, context.manifest.splits["train"].labels, 0)
     _, params, _ = tree.split(module)
     if all(tree.matches(section.freeze, path) for path in params):
         raise UserError(f"config.{name}.freeze = {section.freeze!r} leaves nothing to train.")
@@ -142,7 +144,7 @@ def run(context: Context, name: str) -> dict:
     )
 
     seed = np.uint32(phase_seed(config.seed, name))
-    order = sampler.shuffled(len(train.index), section.batch, int(seed))
+    order = _order(section, train.labels, int(seed))
     examples = {"index": train.index, "label": train.labels}
     batches = train.feed.stream(order.slice(slice(first, cost.steps)), examples)
     if first < cost.steps:
@@ -204,6 +206,14 @@ def run(context: Context, name: str) -> dict:
         "seconds_by_kind": {k: round(v, 2) for k, v in vars(seconds).items()},
         "validation": _validation(folder / "checkpoints", last),
     }
+
+
+def _order(section, labels: np.ndarray, seed: int):
+    if section.sampler == "balanced":
+        return sampler.balanced(labels, section.batch, seed)
+    if section.sampler == "classes_by_images":
+        return sampler.classes_by_images(labels, section.batch, section.images_per_class, seed)
+    return sampler.shuffled(len(labels), section.batch, seed)
 
 
 def _wrap(gradient, section, trainable):

@@ -82,6 +82,7 @@ def fit(
       Interrupted: after a signal, when the state has been saved.
     """
     window: list[tuple[int, dict[str, float]]] = []
+    waited, worked = seconds.data_wait, seconds.steps  # when the window began
     pending: tuple[int, dict] | None = None
 
     def read() -> None:
@@ -93,9 +94,15 @@ def fit(
             _check_finite(window, checkpoints)
 
     def log() -> None:
+        nonlocal waited, worked
         if window:
             names = window[-1][1]
             means = {name: sum(m[name] for _, m in window) / len(window) for name in names}
+            wait, work = seconds.data_wait - waited, seconds.steps - worked
+            means["data_wait"] = wait / (
+                wait + work
+            )  # share of the time that the device may have idled
+            waited, worked = seconds.data_wait, seconds.steps
             if writer:
                 writer.write(window[-1][0], means, kind="train")
             progress.update(0, text=f"loss {means.get('loss', means.get('loss_1')):.4f}")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 
@@ -40,12 +41,14 @@ def predict_all(
             outputs, mask = pending
             parts.append({name: x[mask] for name, x in jax.device_get(outputs).items()})
 
-    for number, (rows, mask) in enumerate(sampler.in_order(len(index), batch)):
+    batches = sampler.in_order(len(index), batch)
+    order = grain.MapDataset.source([rows for rows, _ in batches])
+    for number, examples in enumerate(feed.stream(order, {"index": index})):
         check()
-        pixels, sizes = gather(feed.resident, feed.batch(index[rows]), feed.mesh)
+        pixels, sizes = gather(feed.resident, examples, feed.mesh)
         outputs = step(weights["params"], weights["stats"], pixels, sizes, np.uint32(seed), number)
         read()  # of the batch before, while this one runs
-        pending = (outputs, mask)
+        pending = (outputs, batches[number][1])
     read()
     result = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     assert all(len(column) == len(index) for column in result.values())

@@ -1,5 +1,6 @@
 """Two devices compute what one computes: the same examples, the same draws, the same state."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -43,3 +44,14 @@ def test_two_devices_equal_one_on_pairs(tmp_path):
     for path, value in one.items():
         scale = max(1.0, np.abs(value).max())
         np.testing.assert_allclose(two[path] / scale, value / scale, rtol=0, atol=TOLERANCE)
+
+
+def test_images_spread_over_the_devices():
+    """Equal to the bit; and the temporary memory is of the order of a device's batch, not the cache."""
+    command = [sys.executable, str(STEPS.with_name("spread.py"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["cache"] > 20 * found["local_batch"]
+    # An order on its way, and the one that arrives.
+    assert found["temporary"] <= 2 * found["local_batch"] + 2**14
