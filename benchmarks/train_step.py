@@ -7,6 +7,7 @@ after round, so that a busy machine slows all alike:
 
     ours            forward, loss, backward and update of the project's own train step
     ours_augmented  the whole step as it trains: random crop, flip and normalisation in front
+    ours_resident   `ours_augmented` with the images in device memory, gathered by the step
     ours_sam        SAM around `ours`
     torch           what `ours` does, by torchvision's or timm's model (channels_last for a ResNet)
     torch_compiled  the same through torch.compile
@@ -15,18 +16,9 @@ Every rate is images/s over one round; ratios are of rates within a round.
 """
 
 import argparse
-import datetime
 import functools
-import importlib.metadata
-import json
 import os
-import platform
-import runpy
-import shlex
-import statistics
-import sys
 import time
-from pathlib import Path
 from unittest import mock
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")  # the other half is torch's
@@ -36,11 +28,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import jax
 import jax.numpy as jnp
 import numpy as np
+from result import add_out, facts, import_torchvision, spread, write
 
 from fgvc_jax.backbones import names
 from fgvc_jax.data.augment import View
 from fgvc_jax.data.cache import Canvases
-from fgvc_jax.data.feed import Feed
+from fgvc_jax.data.feed import Feed, make_resident
 from fgvc_jax.model import Description
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import optim, tree
@@ -75,16 +68,19 @@ def ours(args):
     side = args.size * 8 // 7  # 256 for 224
     rng = np.random.default_rng(0)
     canvases = Canvases(
-        rng.integers(0, 256, (args.batch, side, side, 3), np.uint8),
-        np.full((args.batch, 2), side, np.int32),
+        rng.integers(0, 256, (8 * args.batch, side, side, 3), np.uint8),
+        np.full((8 * args.batch, 2), side, np.int32),
     )
-    rows, labels = np.arange(args.batch), rng.integers(0, CLASSES, args.batch, dtype=np.int32)
+    rows = rng.permutation(8 * args.batch)[: args.batch]
+    labels = rng.integers(0, CLASSES, args.batch, dtype=np.int32)
     batch = Feed([canvases], mesh).batch(rows[:, None], label=labels)
+    resident = (make_resident(canvases, mesh),)
+    ordered = Feed([canvases], mesh, resident).batch(rows[:, None], label=labels)
     dtype = jnp.dtype(args.dtype)
     images = jax.random.normal(jax.random.key(0), (args.batch, args.size, args.size, 3), dtype)
     ready = batch | {"pixels": jax.device_put(images[:, None], batch["pixels"].sharding)}
 
-    def compile_step(batch, **kw):
+    def compile_step(batch, resident=(), **kw):
         function = steps.train_step(
             module,
             state,
@@ -99,7 +95,7 @@ def ours(args):
             **kw,
         )
         start = time.perf_counter()
-        compiled = function.lower(state, (), batch, SEED).compile()
+        compiled = function.lower(state, resident, batch, SEED).compile()
         return compiled, round(time.perf_counter() - start, 1)
 
     with mock.patch.object(steps, "random_views", lambda keys, pixels, *rest: pixels[:, 0]):
@@ -108,12 +104,18 @@ def ours(args):
             compiled["ours_sam"] = compile_step(ready, wrap=lambda g: sam(g, 0.05))
     if args.augmented:
         compiled["ours_augmented"] = compile_step(batch)
-    inputs = {"ours": ready, "ours_sam": ready, "ours_augmented": batch}
+        compiled["ours_resident"] = compile_step(ordered, resident)
+    inputs = {
+        "ours": ((), ready),
+        "ours_sam": ((), ready),
+        "ours_augmented": ((), batch),
+        "ours_resident": (resident, ordered),
+    }
 
     def run(name):
         nonlocal state
         for _ in range(args.steps):
-            state, metrics = compiled[name][0](state, (), inputs[name], SEED)
+            state, metrics = compiled[name][0](state, *inputs[name], SEED)
         assert np.isfinite(metrics["loss"]), f"{name}: the loss is no longer finite"
         jax.block_until_ready(state)
 
@@ -160,12 +162,9 @@ def macs(function, *args) -> int:
 def torchs(args):
     """The same by torch; none, with a line, where torch or its models are not installed."""
     try:
-        import torch
-
-        # A CPU torch beside a torchvision built for CUDA: the parity tests know how to import it.
-        parity = Path(__file__).resolve().parents[1] / "tests/parity/conftest.py"
-        args.alive = runpy.run_path(str(parity))
+        args.alive = import_torchvision()
         import timm
+        import torch
         import torchvision
     except ImportError as error:
         print(f"torch is not measured: {error}")
@@ -229,26 +228,6 @@ def product_tflops(dtype: str) -> float:
     return 2 * side**3 / best / 1e12
 
 
-def spread(values) -> dict[str, float]:
-    short = [float(f"{v:.4g}") for v in (min(values), statistics.median(values), max(values))]
-    return dict(zip(("min", "median", "max"), short, strict=True))
-
-
-def version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--backbone", default="resnet50", choices=names())
@@ -262,10 +241,10 @@ def main():
     parser.add_argument("--torch", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--torch-compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--peak-tflops", type=float, help="of the device; known for some")
-    parser.add_argument("--out", type=Path, help="JSON file for the result")
+    add_out(parser)
     args = parser.parse_args()
 
-    contenders, facts = ours(args)
+    contenders, step = ours(args)
     if args.torch:
         contenders |= torchs(args)
     for run in contenders.values():
@@ -285,26 +264,19 @@ def main():
     rates = {n: [args.batch * args.steps / s for s in column] for n, column in seconds.items()}
     device = jax.devices()[0]
     result = {
-        "command": shlex.join(["python", *sys.argv]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "hardware": {
-            "devices": f"{jax.device_count()} x {device.device_kind}",
-            "cpu": f"{len(os.sched_getaffinity(0))} cores, {cpu_name()}",
-            "load_average": os.getloadavg(),
-        },
-        "versions": {"python": platform.python_version()}
-        | {p: version(p) for p in ("fgvc_jax", "jax", "jaxlib", "flax", "optax", "torch")},
+        **facts(("fgvc_jax", "jax", "jaxlib", "flax", "optax", "torch")),
         "images_per_second": {name: spread(column) for name, column in rates.items()},
         "cpu_seconds_per_step": {name: spread(column) for name, column in busy.items()},
         "ratios": {},
-        "step": facts,
+        "step": step,
     }
-    for other in ("ours_augmented", "ours_sam", "torch", "torch_compiled"):
+    others = ("ours_augmented", "ours_sam", "torch", "torch_compiled")
+    for one, other in [*(("ours", other) for other in others), ("ours_augmented", "ours_resident")]:
         if other in rates:
-            pairs = zip(rates["ours"], rates[other], strict=True)
-            result["ratios"][f"ours / {other}"] = spread([a / b for a, b in pairs])
+            pairs = zip(rates[one], rates[other], strict=True)
+            result["ratios"][f"{one} / {other}"] = spread([a / b for a, b in pairs])
 
-    reached = result["images_per_second"]["ours"]["median"] * facts["model_gflop_per_image"] / 1e3
+    reached = result["images_per_second"]["ours"]["median"] * step["model_gflop_per_image"] / 1e3
     reached /= jax.device_count()
     result["tflops"] = {"ours": reached, "bare_product": product_tflops(args.dtype)}
     peak = args.peak_tflops
@@ -312,11 +284,7 @@ def main():
         peak = next((p for kind, p in PEAKS.items() if kind in device.device_kind), None)
     if peak:
         result["tflops"] |= {"peak": peak, "model_flops_utilisation": reached / peak}
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n")
+    write(result, args.out)
 
 
 if __name__ == "__main__":
