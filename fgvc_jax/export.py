@@ -67,6 +67,9 @@ def _layout(description: Description, module) -> Layout:
     for argument, value in description.backbone_arguments.items():
         if argument not in layout.arguments and argument != "remat":  # which changes no result
             raise UserError(f"timm's {name} cannot be made with {argument}={value!r}.")
+    otherwise = layout.refuses(module.backbone, name)
+    if otherwise:
+        raise UserError(f"timm's {name} would compute something else: {otherwise}.")
     if len(set(description.view.squash)) > 1:
         raise UserError(
             f"timm cannot squash images to {description.view.squash}, which is no square."

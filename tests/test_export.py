@@ -33,6 +33,16 @@ SWIN = dataclasses.replace(
     SWIN,
     backbone_arguments={"depths": (1, 1, 1, 1), "width": 8, "heads": (1, 1, 2, 2), "window": 2},
 )
+CONVNEXT = Description("convnext_tiny", "baseline", CLASSES, VIEW, 64)
+CONVNEXT = dataclasses.replace(CONVNEXT, backbone_arguments={"depths": (1, 1, 1, 1)})
+EFFICIENTNET = Description("tf_efficientnet_b0", "baseline", CLASSES, VIEW, 64)
+FAMILIES = {
+    "resnet": RESNET,
+    "vit": VIT,
+    "swin": SWIN,
+    "convnext": CONVNEXT,
+    "efficientnet": EFFICIENTNET,
+}
 
 
 def finish(folder, description):
@@ -56,7 +66,7 @@ def finish(folder, description):
     return tree.merge(static, params, stats), params | stats
 
 
-@pytest.fixture(scope="module", params=[RESNET, VIT, SWIN], ids=["resnet", "vit", "swin"])
+@pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES)
 def exported(request, tmp_path_factory):
     """(description, module, weights, folder of timm's files)."""
     top = tmp_path_factory.mktemp("export")

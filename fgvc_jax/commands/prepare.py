@@ -13,7 +13,8 @@ from fgvc_jax.errors import UserError
 
 def main() -> None:
     from fgvc_jax.data import cache
-    from fgvc_jax.data.tfds import download, prepare, read
+    from fgvc_jax.data.tfds import prepare, read
+    from fgvc_jax.download import fetch
 
     parser = argparse.ArgumentParser(
         "fgvc prepare",
@@ -49,7 +50,15 @@ def main() -> None:
     if arguments.download:
         if not all(file.url for file in set_.DOWNLOADS):
             raise UserError(f"{name} cannot be downloaded. {_about(name)}")
-        paths = [download.fetch(file, out / "downloads" / name) for file in set_.DOWNLOADS]
+        paths = [
+            fetch(
+                file.url,
+                out / "downloads" / name / file.name,
+                file.digest,
+                bring=f"Or bring {file.name} yourself and pass it with --archive.",
+            )
+            for file in set_.DOWNLOADS
+        ]
     else:
         paths = [Path(path).expanduser() for path in arguments.archive]
     directory = prepare.prepare(name, paths, out)

@@ -85,7 +85,7 @@ def _other_eps(backbone, eps: float) -> str:
 TABLE = Table(
     layouts=(
         Layout("torchvision", "features.0.0.weight", _torchvision, refuses=_torchvision_refuses),
-        Layout("timm", "conv_stem.weight", _timm, refuses=_timm_refuses),
+        Layout("timm", "conv_stem.weight", _timm, refuses=_timm_refuses, head="classifier"),
     ),
     resize=lambda path, there, here: None,
 )

@@ -1,16 +1,10 @@
 """torchvision's published weights: their files, what images they want, and the way to get them."""
 
-import fcntl
-import hashlib
 import os
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
-from fgvc_jax.errors import UserError
+from fgvc_jax import download
 
 SERVER = "https://download.pytorch.org/models/"
 SWAG = "cc-by-nc-4.0"  # of github.com/facebookresearch/SWAG
@@ -101,67 +95,10 @@ BY_FILE = {weights.file: weights for weights in WEIGHTS.values()}
 def fetch(file: str) -> Path:
     """A file of `SERVER`, downloaded into $FGVC_CACHE/weights (~/.cache/fgvc_jax) where it is not yet.
 
-    An interrupted download is continued; the file appears under its name only when its hash is right.
-
     Raises:
-      UserError: no connection, a connection that broke, a file of another hash.
+      UserError: as `fgvc_jax.download.fetch`.
     """
     folder = Path(os.environ.get("FGVC_CACHE", "~/.cache/fgvc_jax")).expanduser() / "weights"
-    path = folder / file
-    if path.exists():
-        return path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one process downloads, the others wait for the file
-            if not path.exists():
-                partial = folder / f"{file}.partial"
-                _download(SERVER + file, partial)
-                _check(partial, file)
-                os.replace(partial, path)
-    except (OSError, EOFError) as error:  # urllib's errors are OSErrors
-        raise UserError(
-            f"{SERVER + file} could not be downloaded into {folder}: {error}. Start again, which goes "
-            f"on where it stopped; or bring the file from another machine into {folder}, or pass "
-            f"--config.model.pretrained=PATH/{file}"
-        ) from None
-    return path
-
-
-def _download(url: str, partial: Path) -> None:
-    there = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={there}-"} if there else {})
-    try:
-        response = urllib.request.urlopen(request, timeout=60)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is left to send: the file was complete
-            return
-        raise
-    with response:
-        if response.status != 206:  # the whole file, asked for or not
-            there = 0
-        left = int(response.headers["Content-Length"])
-        with (
-            open(partial, "ab" if there else "wb") as out,
-            tqdm(
-                desc=partial.stem, initial=there, total=there + left, unit="B", unit_scale=True
-            ) as progress,
-        ):
-            while block := response.read(2**20):
-                out.write(block)
-                left -= len(block)
-                progress.update(len(block))
-    if left:
-        raise EOFError(f"the connection broke with {left:,} bytes to go")
-
-
-def _check(partial: Path, file: str) -> None:
-    expected = Path(file).stem.rpartition("-")[2]
-    with open(partial, "rb") as content:
-        found = hashlib.file_digest(content, "sha256").hexdigest()
-    if not found.startswith(expected):
-        partial.unlink()
-        raise UserError(
-            f"{SERVER + file}: what was downloaded has the SHA-256 {found}, where {expected}... is "
-            "right. It was deleted; start again, or bring the file from elsewhere."
-        )
+    digest = f"sha256:{Path(file).stem.rpartition('-')[2]}"
+    bring = f"Or bring it into {folder}, or pass --config.model.pretrained=PATH/{file}"
+    return download.fetch(SERVER + file, folder / file, digest, bring=bring)

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from fgvc_jax import download
 from fgvc_jax.config import choose
-from fgvc_jax.data.tfds import SETS, archives, download, folders, read
+from fgvc_jax.data.tfds import SETS, archives, folders, read
 from fgvc_jax.data.tfds.table import Expected, Row, Table, Tree
 from fgvc_jax.errors import UserError
 
@@ -156,7 +157,7 @@ def _roots(set_: ModuleType, paths: list[Path], temporary: Path, say) -> list[Pa
     official = {file.name: file for file in set_.DOWNLOADS if file.digest}
     for number, path in enumerate(todo):
         if path.name in official:
-            true = download.is_official(official[path.name], path)
+            true = download.has_digest(path, official[path.name].digest)
             say(f"{path.name} is {'' if true else 'not '}the official file, by its checksum")
         target = temporary / str(number)
         if archives.is_archive(path):
