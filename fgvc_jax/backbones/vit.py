@@ -218,7 +218,8 @@ class ViT(nnx.Module):
         for number, block in enumerate(self.blocks):
             tokens = jnp.concatenate([first, patches.reshape(batch, -1, channels)], axis=1)
             tokens = checkpointing.call(self.remat, block, tokens)
-            first, patches = jnp.split(tokens, [first.shape[1]], axis=1)
+            # Slices: with jnp.split XLA:CPU takes 1.5 times as long for the whole training step.
+            first, patches = tokens[:, : first.shape[1]], tokens[:, first.shape[1] :]
             patches = record(f"block{number}", patches.reshape(x.shape))
         pooled = self.norm(first[:, 0])
         pooled = pooled.astype(jnp.promote_types(pooled.dtype, jnp.float32))
