@@ -45,8 +45,6 @@ MEASURE = """
 import json, time
 from pathlib import Path
 
-from result import add_out, facts, spread, write
-
 def status(field):  # bytes
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))

@@ -10,6 +10,7 @@ from compare import (
     forward,
     hook,
     images,
+    load_pretrained,
     randomise,
     relative,
     to_torch,
@@ -20,7 +21,6 @@ from fgvc_jax import backbones
 from fgvc_jax.backbones import swin as swin_module
 from fgvc_jax.backbones import vit as vit_module
 from fgvc_jax.errors import UserError
-from fgvc_jax.weights import load_pretrained
 from fgvc_jax.weights import swin as swin_weights
 from fgvc_jax.weights.readers import Entry
 

@@ -194,7 +194,7 @@ def test_updates_of_20_steps(build, with_sam, tmp_path):
             for path, there in theirs.arrays(state["stats"]).items():
                 error = np.linalg.norm(state["stats"][path] - there)
                 assert error <= 1e-12 * np.linalg.norm(there), path
-        # Only rounding parts them, from 1e-16 on; through BatchNorm it grows a hundredfold every few steps.
-        assert max(apart[:5]) <= 1e-9
+        # Only rounding parts them; through BatchNorm a step may enlarge it a hundredfold.
+        assert all(error <= 1e-14 * 100**step for step, error in enumerate(apart[:5]))
         if not state["stats"]:
             assert max(apart) <= 1e-12
