@@ -116,7 +116,7 @@ def page(errors, counts, loading) -> str:
         "\n\n".join(
             [
                 "# Parity with torch, in numbers",
-                f"Made by `python benchmarks/parity.py` on {date}, {cpu_name()}, {on}.",
+                f"Made by `{' '.join(['python', *sys.argv])}` on {date}, {cpu_name()}, {on}.",
                 prose(REFERENCES),
                 "## Errors",
                 prose(ERRORS),
