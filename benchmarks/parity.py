@@ -11,6 +11,7 @@ import argparse
 import datetime
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -27,15 +28,6 @@ BOUNDS = {
     "statistics": 1e-12,
     "SGD update": 1e-9,
     "SAM update": 1e-9,
-}
-
-# torchvision's names where they are not ours.
-TORCHVISION = {
-    "vit_base_patch16_224": "vit_b_16",
-    "vit_large_patch16_224": "vit_l_16",
-    "swin_tiny_patch4_window7_224": "swin_t",
-    "swin_small_patch4_window7_224": "swin_s",
-    "swin_base_patch4_window7_224": "swin_b",
 }
 
 
@@ -75,10 +67,10 @@ def measure(quick: bool) -> tuple[dict[tuple[str, str], dict[str, float]], bool]
 
 
 def load_times() -> Path:
-    out = ROOT / "benchmarks/results/load_weights.json"
+    out = "benchmarks/results/load_weights.json"
     command = [sys.executable, "benchmarks/load_weights.py", "--rounds=3", f"--out={out}"]
     subprocess.run(command, cwd=ROOT, check=True)
-    return out
+    return ROOT / out
 
 
 def counts() -> dict[str, tuple[int, int, str]]:
@@ -92,12 +84,13 @@ def counts() -> dict[str, tuple[int, int, str]]:
 
     from fgvc_jax import backbones
 
+    renamed = runpy.run_path(str(ROOT / "tests/parity/compare.py"))["TORCHVISION"]
     found = {}
     for name in backbones.names():
         module = nnx.eval_shape(lambda name=name: backbones.create(name, rngs=nnx.Rngs(0)))
         ours = sum(p.size for p in jax.tree.leaves(nnx.state(module, nnx.Param)))
         ours += 1000 * (module.info.width + 1)
-        theirs = TORCHVISION.get(name, name)
+        theirs = renamed.get(name, name)
         if alive and theirs in torchvision.models.list_models():
             weights = torchvision.models.get_model_weights(theirs)
             found[name] = ours, next(iter(weights)).meta["num_params"], "torchvision, published"

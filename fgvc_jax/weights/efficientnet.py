@@ -1,14 +1,7 @@
 """EfficientNet files of torchvision and of timm, and which arithmetic belongs to them."""
 
-from fgvc_jax.weights.tables import Layout, Table
+from fgvc_jax.weights.tables import LAST, Layout, Table
 
-_LAST = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
 _TORCHVISION_ENDS = {"stem": "features.0", "head": "features.8"}
 _TIMM_ENDS = {
     "stem/conv": "conv_stem",
@@ -36,20 +29,20 @@ def _torchvision(path: str) -> str:
     *parents, part, last = path.split("/")
     part = {"conv": "0", "bn": "1"}.get(part, part)
     if parents[0] in _TORCHVISION_ENDS:
-        return f"{_TORCHVISION_ENDS[parents[0]]}.{part}.{_LAST[last]}"
+        return f"{_TORCHVISION_ENDS[parents[0]]}.{part}.{LAST[last]}"
     _, stage, number, name = parents
     place = _TORCHVISION.index(name) - (stage == "0")
-    return f"features.{int(stage) + 1}.{number}.block.{place}.{part}.{_LAST[last]}"
+    return f"features.{int(stage) + 1}.{number}.block.{place}.{part}.{LAST[last]}"
 
 
 def _timm(path: str) -> str:
     """'layers/1/0/project/bn/mean' -> 'blocks.1.0.bn3.running_mean'."""
     *parents, part, last = path.split("/")
     if parents[0] != "layers":
-        return f"{_TIMM_ENDS[f'{parents[0]}/{part}']}.{_LAST[last]}"
+        return f"{_TIMM_ENDS[f'{parents[0]}/{part}']}.{LAST[last]}"
     _, stage, number, name = parents
     names = _TIMM_FIRST if stage == "0" else _TIMM
-    return f"blocks.{stage}.{number}.{names[f'{name}/{part}']}.{_LAST[last]}"
+    return f"blocks.{stage}.{number}.{names[f'{name}/{part}']}.{LAST[last]}"
 
 
 def _torchvision_refuses(backbone, file: str) -> str:

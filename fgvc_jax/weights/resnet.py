@@ -1,15 +1,7 @@
 """ResNet and ResNeXt files: torchvision and timm name the arrays alike."""
 
 from fgvc_jax.weights.readers import Entry
-from fgvc_jax.weights.tables import Layout, Table
-
-_LAST = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
+from fgvc_jax.weights.tables import LAST, Layout, Table
 
 
 def _key(path: str) -> str:
@@ -17,7 +9,7 @@ def _key(path: str) -> str:
     *parents, last = path.split("/")
     if "downsample" in parents:
         parents[-1] = {"conv": "0", "bn": "1"}[parents[-1]]
-    return ".".join([*parents, _LAST[last]])
+    return ".".join([*parents, LAST[last]])
 
 
 def _is_miil(entries: dict[str, Entry]) -> bool:

@@ -6,9 +6,7 @@ import re
 
 from fgvc_jax.backbones.swin import resize_bias_table
 from fgvc_jax.weights.readers import Entry
-from fgvc_jax.weights.tables import Layout, Table
-
-_LAST = {"kernel": "weight", "scale": "weight"}
+from fgvc_jax.weights.tables import LAST, Layout, Table
 
 
 def _timm(path: str) -> str:
@@ -17,7 +15,7 @@ def _timm(path: str) -> str:
     parents = {"patch_embed": ["patch_embed", "proj"], "patch_norm": ["patch_embed", "norm"]}.get(
         parents[0], parents
     )
-    return ".".join([*parents, _LAST.get(last, last)])
+    return ".".join([*parents, LAST.get(last, last)])
 
 
 def _microsoft(path: str) -> str:
@@ -40,7 +38,7 @@ def _torchvision(path: str) -> str:
         case ["layers", stage, "blocks", *rest]:
             parents = ["features", str(2 * int(stage) + 1), *rest]
     parents = [{"fc1": "0", "fc2": "3"}.get(part, part) for part in parents]
-    return ".".join([*parents, _LAST.get(last, last)])
+    return ".".join([*parents, LAST.get(last, last)])
 
 
 def _without_buffers(entries: dict[str, Entry]) -> dict[str, Entry]:

@@ -10,6 +10,15 @@ from fgvc_jax.weights.readers import Entry
 
 Shape = tuple[int, ...]
 
+# What torch calls the arrays of a layer.
+LAST = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
 
 class Layout(NamedTuple):
     """One naming of a family's arrays.

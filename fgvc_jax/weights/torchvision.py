@@ -1,10 +1,10 @@
 """torchvision's published weights: their files, what images they want, and the way to get them."""
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 from fgvc_jax import download
+from fgvc_jax.data import cache
 
 SERVER = "https://download.pytorch.org/models/"
 SWAG = "cc-by-nc-4.0"  # of github.com/facebookresearch/SWAG
@@ -98,7 +98,7 @@ def fetch(file: str) -> Path:
     Raises:
       UserError: as `fgvc_jax.download.fetch`.
     """
-    folder = Path(os.environ.get("FGVC_CACHE", "~/.cache/fgvc_jax")).expanduser() / "weights"
+    folder = cache.folder() / "weights"
     digest = f"sha256:{Path(file).stem.rpartition('-')[2]}"
     bring = f"Or bring it into {folder}, or pass --config.model.pretrained=PATH/{file}"
     return download.fetch(SERVER + file, folder / file, digest, bring=bring)

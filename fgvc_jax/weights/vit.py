@@ -12,9 +12,8 @@ import numpy as np
 from fgvc_jax.backbones.features import IMAGENET_MEAN, IMAGENET_STD
 from fgvc_jax.backbones.vit import resize_positions
 from fgvc_jax.weights.readers import Entry
-from fgvc_jax.weights.tables import Layout, Table
+from fgvc_jax.weights.tables import LAST, Layout, Table
 
-_LAST = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _TORCHVISION = {
     "cls_token": "class_token",
     "pos_embed": "encoder.pos_embedding",
@@ -34,7 +33,7 @@ def _timm(path: str) -> str:
     *parents, last = path.split("/")
     if parents == ["patch_embed"]:
         parents.append("proj")
-    return ".".join([*parents, _LAST.get(last, last)])
+    return ".".join([*parents, LAST.get(last, last)])
 
 
 def _torchvision(path: str) -> str:
@@ -46,7 +45,7 @@ def _torchvision(path: str) -> str:
     if parents.startswith("blocks/"):
         _, number, parents = parents.split("/", 2)
         prefix = f"encoder.layers.encoder_layer_{number}."
-    return prefix + _TORCHVISION[parents] + _LAST[last]
+    return prefix + _TORCHVISION[parents] + LAST[last]
 
 
 def _dinov2(entries: dict[str, Entry]) -> dict[str, Entry]:

@@ -13,6 +13,15 @@ torch = pytest.importorskip("torch", reason="parity needs torch: pip install -e 
 FLOAT32 = 1e-5
 
 
+# torchvision's names where they are not ours.
+TORCHVISION = {
+    "vit_base_patch16_224": "vit_b_16",
+    "vit_large_patch16_224": "vit_l_16",
+    "swin_tiny_patch4_window7_224": "swin_t",
+    "swin_small_patch4_window7_224": "swin_s",
+    "swin_base_patch4_window7_224": "swin_b",
+}
+
 # What was measured, for docs/parity.md: {(backbone, layout, what): largest error}; see conftest.py.
 MEASURED: dict[tuple[str, str, str], float] = {}
 _loaded = ("", "")

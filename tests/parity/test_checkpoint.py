@@ -5,7 +5,16 @@ pooled features in float32.
 """
 
 import pytest
-from compare import FLOAT32, forward, images, load_pretrained, randomise, relative, to_torch
+from compare import (
+    FLOAT32,
+    TORCHVISION,
+    forward,
+    images,
+    load_pretrained,
+    randomise,
+    relative,
+    to_torch,
+)
 from flax import nnx
 
 from fgvc_jax import backbones
@@ -15,14 +24,6 @@ from fgvc_jax.weights import match, open_weights
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install -e '.[test]'")
 torchvision = pytest.importorskip("torchvision", reason="parity needs torchvision")
 timm = pytest.importorskip("timm", reason="parity needs timm")
-
-TORCHVISION = {
-    "vit_base_patch16_224": "vit_b_16",
-    "vit_large_patch16_224": "vit_l_16",
-    "swin_tiny_patch4_window7_224": "swin_t",
-    "swin_small_patch4_window7_224": "swin_s",
-    "swin_base_patch4_window7_224": "swin_b",
-}
 
 
 def fitting(path: str) -> tuple[str, str]:
