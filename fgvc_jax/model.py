@@ -11,8 +11,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from fgvc_jax import backbones, methods
-from fgvc_jax.data.augment import View
 from fgvc_jax.errors import UserError
+from fgvc_jax.images.augment import View
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree
 from fgvc_jax.train.checkpoint import Checkpoints, pick

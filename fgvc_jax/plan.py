@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 from fgvc_jax import config as configs
 from fgvc_jax.data.feed import BATCH
 from fgvc_jax.data.manifest import Manifest, Split
-from fgvc_jax.metrics.progress import duration
 from fgvc_jax.phases.context import Context, abstract_backbone
 from fgvc_jax.phases.train import cost_of
+from fgvc_jax.tracking.progress import duration
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree
 

@@ -13,15 +13,17 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from fgvc_jax import checks, plan, protocols, summary, workdir
+from fgvc_jax import checks, plan, workdir
 from fgvc_jax import config as configs
 from fgvc_jax.data import cache, doctor
 from fgvc_jax.data import manifest as manifests
 from fgvc_jax.data.load import load
 from fgvc_jax.errors import UserError
-from fgvc_jax.metrics.progress import duration
+from fgvc_jax.images import protocols
 from fgvc_jax.phases import embed, evaluate, mine, train
 from fgvc_jax.phases.context import Context, write_json
+from fgvc_jax.report import summary
+from fgvc_jax.tracking.progress import duration
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train.stop import Interrupted, Stop
 from fgvc_jax.weights.published import locate

@@ -12,9 +12,9 @@ from PIL import Image
 
 from fgvc_jax import checks, recipes
 from fgvc_jax import config as c
-from fgvc_jax.data.augment import View
 from fgvc_jax.data.manifest import Manifest, Split
 from fgvc_jax.errors import UserError
+from fgvc_jax.images.augment import View
 from fgvc_jax.model import Description, load_description
 from fgvc_jax.phases.context import Context
 from fgvc_jax.phases.train import phase_seed

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fgvc_jax.backbones import remat
 from fgvc_jax.backbones.features import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -17,8 +16,9 @@ from fgvc_jax.backbones.features import (
     Recorder,
     Tap,
 )
-from fgvc_jax.backbones.initializers import normal
 from fgvc_jax.errors import UserError
+from fgvc_jax.layers import remat
+from fgvc_jax.layers.initializers import normal
 from fgvc_jax.ops.conv import conv
 
 SMALLEST = 32  # pixels; the last map has one cell for so many

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fgvc_jax.backbones import remat
 from fgvc_jax.backbones.features import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -18,9 +17,10 @@ from fgvc_jax.backbones.features import (
     Recorder,
     Tap,
 )
-from fgvc_jax.backbones.initializers import kaiming_fan_out
-from fgvc_jax.backbones.norm import BatchNorm
 from fgvc_jax.errors import UserError
+from fgvc_jax.layers import remat
+from fgvc_jax.layers.initializers import kaiming_fan_out
+from fgvc_jax.layers.norm import BatchNorm
 from fgvc_jax.ops.conv import conv
 
 # Table 1 of the paper: expansion, kernel, stride, channels and blocks of the seven stages of B0.

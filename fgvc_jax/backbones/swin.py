@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fgvc_jax.backbones import remat as checkpointing
 from fgvc_jax.backbones.features import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -19,9 +18,10 @@ from fgvc_jax.backbones.features import (
     Recorder,
     Tap,
 )
-from fgvc_jax.backbones.initializers import normal
 from fgvc_jax.backbones.vit import Attention, Mlp
 from fgvc_jax.errors import UserError
+from fgvc_jax.layers import remat as checkpointing
+from fgvc_jax.layers.initializers import normal
 
 PATCH = 4
 

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fgvc_jax.backbones import remat as checkpointing
 from fgvc_jax.backbones.features import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -22,8 +21,9 @@ from fgvc_jax.backbones.features import (
     Recorder,
     Tap,
 )
-from fgvc_jax.backbones.initializers import normal
 from fgvc_jax.errors import UserError
+from fgvc_jax.layers import remat as checkpointing
+from fgvc_jax.layers.initializers import normal
 
 
 def resize_positions(positions_1ND: jax.Array, height: int, width: int) -> jax.Array:

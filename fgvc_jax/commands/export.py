@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("--format", default="timm", choices=("timm",))
     parser.add_argument("--checkpoint", default="best", choices=("best", "last"))
     arguments = parser.parse_args()
-    from fgvc_jax.export import to_timm
+    from fgvc_jax.export.timm import to_timm
 
     phase = to_timm(arguments.run, arguments.out, arguments.checkpoint)
     print(f"{phase} as timm's config.json and model.safetensors: {arguments.out}")

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fgvc_jax.backbones.norm import BatchNorm
 from fgvc_jax.config import choose
+from fgvc_jax.layers.norm import BatchNorm
 from fgvc_jax.ops.losses import binary_cross_entropy
 
 INITS = {

@@ -1,1 +1,1 @@
-"""Metrics on the host, and where they are written."""
+"""Metrics on the host."""

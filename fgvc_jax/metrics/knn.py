@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fgvc_jax.mining.knn import nearest
+from fgvc_jax.ops.knn import nearest
 
 
 def knn_accuracy(

@@ -1,1 +1,1 @@
-"""Mining of look-alike pairs: nearest neighbours, pairs, contact sheet."""
+"""Mining of look-alike pairs, and re-ranking by the comparator."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fgvc_jax.errors import UserError
-from fgvc_jax.mining.knn import class_neighbours
+from fgvc_jax.ops.knn import class_neighbours
 
 
 class Pairs(NamedTuple):
@@ -47,7 +47,7 @@ def mine(
       query_logits_NC: class scores; equal ones are ranked by the lower class.
       query_labels_N, gallery_labels_M: int, 0..C-1.
       top_classes: Q, how many of the most probable classes to search; at most C are used.
-      similarity, backend: as in `fgvc_jax.mining.knn.class_neighbours`.
+      similarity, backend: as in `fgvc_jax.ops.knn.class_neighbours`.
       query_is_gallery: row i of both is the same image (training pairs), which is never paired with
         itself. False for validation queries against the training gallery.
       self_by_rank: instead of leaving the query out by its index, take the nearest item of its own

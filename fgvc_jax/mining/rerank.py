@@ -6,7 +6,7 @@ that is nearest to x and S the comparator's "same class" logit (PCNN, Nguyen et 
 
 import numpy as np
 
-from fgvc_jax.mining.knn import class_neighbours
+from fgvc_jax.ops.knn import class_neighbours
 
 
 def candidates(scores_NC, queries_ND, gallery_MD, gallery_labels_M, k, *, similarity="cosine"):

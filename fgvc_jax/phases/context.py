@@ -15,9 +15,9 @@ from fgvc_jax import backbones
 from fgvc_jax.backbones.features import Preprocessing
 from fgvc_jax.config import arguments
 from fgvc_jax.data import cache, feed
-from fgvc_jax.data.augment import View
 from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.errors import UserError
+from fgvc_jax.images.augment import View
 from fgvc_jax.model import Description, trained
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree

@@ -3,8 +3,8 @@
 import numpy as np
 
 from fgvc_jax.mining import pairs as mined
-from fgvc_jax.mining.contact_sheet import contact_sheet
 from fgvc_jax.phases.context import Context
+from fgvc_jax.report.contact_sheet import contact_sheet
 
 
 def run(context: Context, name: str) -> dict:

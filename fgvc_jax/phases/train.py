@@ -13,10 +13,10 @@ from fgvc_jax.data import sampler
 from fgvc_jax.data.feed import Feed
 from fgvc_jax.errors import UserError
 from fgvc_jax.metrics import classification
-from fgvc_jax.metrics.progress import Progress
-from fgvc_jax.metrics.writers import Writer
 from fgvc_jax.mining import pairs as mined
 from fgvc_jax.phases.context import Context
+from fgvc_jax.tracking.progress import Progress
+from fgvc_jax.tracking.writers import Writer
 from fgvc_jax.train import loop, optim, tree
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import step as steps

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 
 from fgvc_jax.errors import UserError
-from fgvc_jax.metrics.progress import Progress
-from fgvc_jax.metrics.writers import Writer
+from fgvc_jax.tracking.progress import Progress
+from fgvc_jax.tracking.writers import Writer
 from fgvc_jax.train import course
 from fgvc_jax.train.checkpoint import METRIC, Checkpoints
 from fgvc_jax.train.stop import Interrupted, Stop

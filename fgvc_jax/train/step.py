@@ -17,8 +17,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fgvc_jax.backbones.norm import BatchNorm
-from fgvc_jax.data import augment, feed
+from fgvc_jax.data import feed
+from fgvc_jax.images import augment
+from fgvc_jax.layers.norm import BatchNorm
 from fgvc_jax.train import course, tree
 from fgvc_jax.train import mesh as meshes
 

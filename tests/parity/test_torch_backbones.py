@@ -184,7 +184,7 @@ def test_vit_gradients_in_float64(tmp_path):
 @pytest.mark.parametrize("shape", [(4, 3, 5, 6), (6, 5)])
 def test_batch_norm_of_torch_over_three_steps(shape):
     # 2d maps and vectors, other eps and momentum; statistics and outputs in float64 to 1e-12.
-    from fgvc_jax.backbones.norm import BatchNorm
+    from fgvc_jax.layers.norm import BatchNorm
 
     kind = torch.nn.BatchNorm2d if len(shape) == 4 else torch.nn.BatchNorm1d
     theirs = kind(shape[-1], eps=1e-3, momentum=0.01, dtype=torch.float64)

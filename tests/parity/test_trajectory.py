@@ -15,9 +15,9 @@ from compare import load_pretrained, note, randomise, to_torch
 from flax import nnx
 
 from fgvc_jax import backbones
-from fgvc_jax.data.augment import View
 from fgvc_jax.data.cache import Canvases
 from fgvc_jax.data.feed import Feed
+from fgvc_jax.images.augment import View
 from fgvc_jax.methods import baseline
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import optim, tree

@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tiny
 
-from fgvc_jax.metrics.progress import Progress
 from fgvc_jax.mining import pairs
 from fgvc_jax.run import run
+from fgvc_jax.tracking.progress import Progress
 from fgvc_jax.train.stop import Interrupted
 
 workdir, *when = sys.argv[1:]

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fgvc_jax.data.archives.table import Tree
 from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.data.sources.files import directory
 from fgvc_jax.data.sources.images import read_in
 from fgvc_jax.data.sources.rows import as_splits
-from fgvc_jax.data.tfds.table import Tree
 
 LAYOUTS = {
     "cub": "  ROOT/CUB_200_2011/ with images/, images.txt, train_test_split.txt, ...",
@@ -37,7 +37,7 @@ def original(name: str, root: str | os.PathLike, *, say: Callable[[str], None] =
       UserError: for a list that is missing or damaged, or an image that it names and that is missing.
     """
     root = directory(root, LAYOUTS[name])
-    reader = importlib.import_module(f"fgvc_jax.data.tfds.{name}")
+    reader = importlib.import_module(f"fgvc_jax.data.archives.{name}")
     table = reader.read(Tree([root]))
     classes = table.classes["label"]
     rows = [(os.path.relpath(r.path, root), r.values["label"], r.split) for r in table.rows]

@@ -16,8 +16,10 @@ from tqdm import tqdm
 
 from fgvc_jax import download
 from fgvc_jax.config import choose
-from fgvc_jax.data.tfds import SETS, archives, folders, read
-from fgvc_jax.data.tfds.table import Expected, Row, Table, Tree
+from fgvc_jax.data.archives import folders
+from fgvc_jax.data.archives import unpack as archives
+from fgvc_jax.data.archives.table import Expected, Row, Table, Tree
+from fgvc_jax.data.tfds import SETS, read
 from fgvc_jax.errors import UserError
 
 VERSION = "1.0.0"
@@ -25,7 +27,7 @@ VERSION = "1.0.0"
 
 def module(name: str) -> ModuleType:
     """`fgvc_jax.data.tfds.<name>`; UserError for a name that is none of the sets."""
-    return importlib.import_module(f"fgvc_jax.data.tfds.{choose(name, SETS, 'the data set')}")
+    return importlib.import_module(f"fgvc_jax.data.archives.{choose(name, SETS, 'the data set')}")
 
 
 def prepare(

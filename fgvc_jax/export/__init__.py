@@ -1,0 +1,1 @@
+"""A trained classifier as the files of other libraries."""

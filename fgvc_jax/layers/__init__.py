@@ -1,0 +1,1 @@
+"""Shared parts of models: normalisation, initializers, gradient checkpointing."""

@@ -1,0 +1,183 @@
+"""Crop boxes and whole views against torchvision."""
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from fgvc_jax.images.augment import (
+    View,
+    center_crop_box,
+    eval_view,
+    normalise,
+    random_resized_crop_box,
+    train_view,
+)
+from fgvc_jax.ops.crop import crop_resize
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.fixture(scope="module")
+def transforms():
+    torch = pytest.importorskip("torch", reason="torchvision is the reference for crops and views")
+    if not hasattr(torch.ops.torchvision, "nms"):
+        # A torchvision built for CUDA beside a CPU torch imports only with these declared.
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        torch.torchvision_schemas = library  # it must outlive this function
+    module = pytest.importorskip(
+        "torchvision.transforms", reason="torchvision is the reference for crops and views"
+    )
+    return module
+
+
+def photo(h, w):
+    """A real photo resized to h x w where there is one, else smooth colours with noise."""
+    here = Path(__file__).resolve().parents[2] / "../shared/data/produce31"
+    files = sorted(Path(os.environ.get("FGVC_PRODUCE31", here)).glob("train/*/*.jpg"))
+    if files:
+        return Image.open(files[7]).convert("RGB").resize((w, h), Image.Resampling.BICUBIC)
+    y, x = np.mgrid[:h, :w] / 30
+    smooth = 128 + 100 * np.stack([np.sin(x * y), np.cos(x - y), np.sin(x + 2 * y)], -1)
+    noise = np.random.default_rng(0).normal(0, 10, smooth.shape)
+    return Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8))
+
+
+def on_canvas(image, side=400):
+    canvas = np.zeros((side, side, 3), np.uint8)
+    canvas[: image.height, : image.width] = np.asarray(image)
+    return canvas, np.array([image.height, image.width], np.int32)
+
+
+# (image, resize, crop): down, up, odd spares, long side cut by int(), crop larger than the image in
+# one direction, in both, by odd amounts, very elongated.
+GEOMETRIES = [
+    ((240, 320), 128, 112),
+    ((333, 250), 73, 64),
+    ((57, 61), 128, 111),
+    ((101, 67), 90, 83),
+    ((60, 60), 50, 64),
+    ((40, 200), 33, 64),
+    ((200, 31), 61, 97),
+    ((3, 380), 5, 32),
+]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("hw", "resize", "size"), GEOMETRIES)
+def test_eval_view_is_torchvision_resize_and_center_crop(
+    transforms, hw, resize, size, interpolation
+):
+    image = photo(*hw)
+    mode = transforms.InterpolationMode(interpolation)
+    ref = transforms.CenterCrop(size)(transforms.Resize(resize, mode)(image))
+    canvas, valid = on_canvas(image)
+    view = View(size, resize, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), interpolation=interpolation)
+    got = 255 * np.asarray(jax.jit(eval_view, static_argnums=2)(canvas, valid, view))
+    error = np.abs(got - np.asarray(ref, np.float32))
+    # Pillow rounds after each pass: 1 grey level for bilinear, bicubic's lobes enlarge the first
+    # rounding (measured 1.6 here). A box off by one pixel would be off by tens.
+    assert error.max() <= (1.01 if interpolation == "bilinear" else 2.0)
+
+
+def test_normalise_is_torchvisions(transforms):
+    image = photo(32, 32)
+    ref = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])(image)
+    got = normalise(jnp.asarray(image, jnp.float32), View(32, 32, MEAN, STD))
+    np.testing.assert_allclose(got, ref.permute(1, 2, 0), atol=1e-5)  # float32
+
+
+def our_boxes(h, w, scale, ratio, n, seed=0):
+    keys = jax.random.split(jax.random.key(seed), n)
+    one = lambda key, h, w: random_resized_crop_box(key, h, w, scale, ratio)  # noqa: E731
+    return np.asarray(jax.jit(jax.vmap(one, (0, None, None)))(keys, h, w), np.float64)
+
+
+@pytest.mark.parametrize("hw", [(240, 320), (8, 8), (50, 120)])
+def test_random_resized_crop_boxes_are_distributed_as_torchvisions(transforms, hw):
+    import torch
+    from scipy.stats import ks_2samp
+
+    h, w = hw
+    n, scale, ratio = 3000, (0.08, 1.0), (3 / 4, 4 / 3)
+    ours = our_boxes(h, w, scale, ratio, n)
+    torch.manual_seed(0)
+    blank = torch.zeros(1, h, w)
+    get = transforms.RandomResizedCrop.get_params
+    theirs = np.array([get(blank, list(scale), list(ratio)) for _ in range(n)], float)
+    assert (ours == np.round(ours)).all()
+    top, left, bh, bw = ours.T
+    assert (top >= 0).all() and (left >= 0).all() and (bh >= 1).all() and (bw >= 1).all()
+    assert (top + bh <= h).all() and (left + bw <= w).all()
+    measures = {
+        "area": lambda b: b[:, 2] * b[:, 3],
+        "aspect": lambda b: b[:, 3] / b[:, 2],
+        "top": lambda b: b[:, 0],
+        "left": lambda b: b[:, 1],
+        "bottom gap": lambda b: h - b[:, 0] - b[:, 2],
+        "right gap": lambda b: w - b[:, 1] - b[:, 3],
+    }
+    for name, measure in measures.items():
+        # Fixed seeds, so this is no lottery; a p-value under 1e-3 means another distribution.
+        assert ks_2samp(measure(ours), measure(theirs)).pvalue > 1e-3, name
+
+
+@pytest.mark.parametrize("hw", [(20, 400), (400, 20), (37, 41)])
+def test_crops_that_never_fit_fall_back_to_torchvisions_central_one(transforms, hw):
+    import torch
+
+    # More than the whole image is asked for, so no try fits.
+    scale, ratio = (1.5, 2.0), (3 / 4, 4 / 3)
+    ref = transforms.RandomResizedCrop.get_params(torch.zeros(1, *hw), list(scale), list(ratio))
+    for box in our_boxes(*hw, scale, ratio, 3):
+        np.testing.assert_array_equal(box, ref)
+
+
+def test_one_pixel_wide_image_still_gives_a_crop():
+    _, left, h, w = our_boxes(1, 300, (0.08, 1.0), (3 / 4, 4 / 3), 5).T
+    assert (h == 1).all() and (w == 1).all() and (left + w <= 300).all()
+
+
+def test_center_crop_box_is_in_source_pixels():
+    box = center_crop_box(np.array([100, 200]), np.array([50, 100]), 40)
+    np.testing.assert_allclose(box, [10, 60, 80, 80])
+
+
+def test_train_view_is_its_box_and_flip_then_normalised():
+    image = photo(60, 80)
+    canvas, hw = on_canvas(image, 80)
+    view = View(24, 28, MEAN, STD)
+    views = jax.jit(jax.vmap(lambda k: train_view(k, canvas, hw, view)))
+    keys = jax.random.split(jax.random.key(3), 64)
+    got = np.asarray(views(keys))
+    flipped = 0
+    boxes = jax.jit(random_resized_crop_box, static_argnums=(3, 4))
+    resize = jax.jit(lambda box: normalise(crop_resize(canvas, box, 24, valid_hw=hw), view))
+    for key, x in zip(keys[:16], got[:16], strict=True):
+        box = boxes(jax.random.fold_in(key, 0), 60, 80, view.crop_scale, view.crop_ratio)
+        plain = np.asarray(resize(box))
+        errors = [np.abs(x - plain).max(), np.abs(x - plain[:, ::-1]).max()]
+        assert min(errors) < 1e-4  # float32, one way or the other
+        flipped += errors[1] < errors[0]
+    assert 3 <= flipped <= 13  # 16 fair coins, at a fixed seed
+    np.testing.assert_array_equal(got[5], np.asarray(views(keys))[5])  # a draw is its key's
+    assert got.dtype == np.float32
+
+
+def test_flip_probability_zero_and_one():
+    canvas, hw = on_canvas(photo(40, 40), 40)
+    # Scale 1 and ratio 1 leave the whole image.
+    whole = View(40, 40, MEAN, STD, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
+    keys = jax.random.split(jax.random.key(0), 8)
+    views = jax.jit(jax.vmap(train_view, (0, None, None, None)), static_argnums=3)
+    never = views(keys, canvas, hw, whole)
+    always = views(keys, canvas, hw, whole._replace(flip=1.0))
+    plain = normalise(jnp.asarray(canvas, jnp.float32), whole)
+    np.testing.assert_allclose(never, jnp.broadcast_to(plain, never.shape), atol=1e-4)
+    np.testing.assert_allclose(always, never[:, :, ::-1], atol=1e-4)

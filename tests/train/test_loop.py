@@ -1,0 +1,248 @@
+"""The training loop with a step made by hand, and the checkpoints that it leaves."""
+
+import io
+import json
+import math
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fgvc_jax.errors import UserError
+from fgvc_jax.tracking.progress import Progress
+from fgvc_jax.tracking.writers import Writer
+from fgvc_jax.train import course, loop
+from fgvc_jax.train.checkpoint import METRIC, Checkpoints, pick
+from fgvc_jax.train.stop import Interrupted, Stop
+
+
+def state_at(step):
+    """As the train step has it; the weights tell the step."""
+    state = {
+        "step": jnp.int32(step),
+        "params": {"w": jnp.full(3, step, jnp.float32)},
+        "stats": {"mean": jnp.full(2, step / 2, jnp.float32)},
+        "opt": ({"w": jnp.full(3, -step, jnp.float32)},),
+        "course": course.start(),
+    }
+    return jax.tree.map(jnp.asarray, state)
+
+
+class Metric:
+    """A number on the device that notes when the host reads it."""
+
+    def __init__(self, number, value, events):
+        self.number, self.value, self.events = number, value, events
+
+    def __array__(self, dtype=None, copy=None):
+        self.events.append(("read", self.number))
+        return np.asarray(self.value, dtype)
+
+
+class Run:
+    """`fit` over a step that logs loss = step; `events` holds what happened, in order."""
+
+    def __init__(self, folder):
+        self.folder, self.events, self.stop = folder, [], Stop()
+        self.loss, self.stop_at, self.scores = float, None, lambda step: {METRIC: step / 100}
+
+    def step(self, state, batch):
+        number = int(state["step"]) + 1
+        assert batch == number
+        self.events.append(("step", number))
+        if number == self.stop_at:
+            self.stop.requested = int(signal.SIGTERM)
+        new = state_at(number) | {"course": state["course"]}
+        return new, {"loss": Metric(number, self.loss(number), self.events)}
+
+    def evaluate(self, state):
+        self.events.append(("evaluate", int(state["step"])))
+        return self.scores(int(state["step"]))
+
+    def fit(self, total, eval_every, log_every, **more):
+        checkpoints = Checkpoints(self.folder / "checkpoints")
+        first = checkpoints.latest() or 0
+        state = checkpoints.restore(first, state_at(0)) if first else state_at(0)
+        writer = Writer(self.folder, tensorboard=False)
+        self.text = io.StringIO()
+        try:
+            with Progress("finetune", total, 1, first_step=first, stream=self.text) as progress:
+                return loop.fit(
+                    state,
+                    step_function=self.step,
+                    batches=iter(range(first + 1, total + 1)),
+                    first_step=first,
+                    total_steps=total,
+                    eval_every=eval_every,
+                    log_every=log_every,
+                    evaluate=self.evaluate,
+                    checkpoints=checkpoints,
+                    writer=writer,
+                    progress=progress,
+                    seconds=loop.Seconds(),
+                    stop=self.stop,
+                    **more,
+                )
+        finally:
+            checkpoints.close()
+            writer.close()
+
+    def lines(self, kind):
+        text = (self.folder / "metrics.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
+        return [(x["step"], x.get("loss", x.get(METRIC))) for x in lines if x["kind"] == kind]
+
+    def saved(self):
+        checkpoints = Checkpoints(self.folder / "checkpoints")
+        found = checkpoints.best(), checkpoints.latest(), sorted(checkpoints.manager.all_steps())
+        checkpoints.close()
+        return found
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path)
+
+
+def test_metrics_are_read_one_step_late(run):
+    """Never before the next step was dispatched, but for the steps before an evaluation."""
+    state = run.fit(total=7, eval_every=4, log_every=2)
+    assert int(state["step"]) == 7
+    assert run.events == [
+        *(("step", 1), ("step", 2), ("read", 1), ("step", 3), ("read", 2)),
+        *(("step", 4), ("read", 3), ("read", 4), ("evaluate", 4)),
+        *(("step", 5), ("step", 6), ("read", 5)),
+        *(("step", 7), ("read", 6), ("read", 7), ("evaluate", 7)),
+    ]
+    # The means of what was read since the line before, every step in one of them.
+    assert run.lines("train") == [(1, 1.0), (4, 3.0), (5, 5.0), (7, 6.5)]
+    assert run.lines("val") == [(4, 0.04), (7, 0.07)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "value"), [(7, math.nan), (7, math.inf), (8, math.nan), (2, math.nan)]
+)
+def test_a_number_that_is_not_finite_stops_the_run(run, bad, value):
+    run.loss = lambda number: value if number == bad else float(number)
+    with pytest.raises(UserError) as error:
+        run.fit(total=12, eval_every=4, log_every=3)
+    message = str(error.value)
+    assert f"loss became {value} at step {bad}" in message
+    good = 4 if bad > 4 else None
+    if good:
+        assert f"step 4 in {run.folder / 'checkpoints'}" in message
+    else:
+        assert "Last good checkpoint: none yet" in message
+    window = {2: "steps 1 to 2", 7: "steps 6 to 7", 8: "steps 6 to 8"}[bad]
+    assert window in message
+    # Found one step late at most, and nothing of it was evaluated or saved.
+    assert max(n for what, n in run.events if what == "step") == (bad if bad == 8 else bad + 1)
+    assert all(n <= 4 for what, n in run.events if what == "evaluate")
+    assert run.saved() == ((4, 4, [4]) if good else (None, None, []))
+    if good:
+        assert run.lines("train") == [(2, 1.5), (4, 3.5), (5, 5.0)]
+
+
+def test_an_interruption_saves_where_it_is_and_goes_on_from_there(run):
+    run.stop_at = 3
+    with pytest.raises(Interrupted) as interrupted:
+        run.fit(total=6, eval_every=4, log_every=2)
+    assert interrupted.value.signal == signal.SIGTERM
+    assert run.events[-2:] == [("read", 2), ("read", 3)]  # read before it was saved
+    assert run.saved() == (None, 3, [3])
+    run.stop_at, run.stop.requested, run.events = None, 0, []
+    state = run.fit(total=6, eval_every=4, log_every=2)
+    assert run.events[0] == ("step", 4)
+    np.testing.assert_array_equal(state["params"]["w"], np.full(3, 6.0))
+    assert run.saved() == (6, 6, [6])
+
+
+def test_an_interruption_at_the_last_step_or_an_evaluation_loses_no_score(run):
+    run.stop_at = 4
+    with pytest.raises(Interrupted):
+        run.fit(total=6, eval_every=4, log_every=2)
+    assert run.saved() == (4, 4, [4])
+    run.stop_at, run.stop.requested = 6, 0
+    run.fit(total=6, eval_every=4, log_every=2)  # nothing was left to interrupt
+    assert run.saved() == (6, 6, [6])
+
+
+def test_nothing_that_a_nan_left_is_saved_on_interruption(run):
+    run.stop_at = 3
+    run.loss = lambda number: math.nan if number == 3 else 1.0
+    with pytest.raises(UserError, match="loss became nan at step 3"):
+        run.fit(total=6, eval_every=4, log_every=2)
+    assert run.saved() == (None, None, [])
+
+
+def test_without_validation_the_last_checkpoint_counts(run):
+    run.scores = lambda step: None
+    run.fit(total=6, eval_every=2, log_every=6)
+    assert run.saved() == (None, 6, [6])
+    checkpoints = Checkpoints(run.folder / "checkpoints")
+    assert pick(checkpoints, "best") == pick(checkpoints, "last") == 6
+    checkpoints.close()
+    assert run.lines("val") == []
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_best_and_latest_are_kept(tmp_path, restart):
+    """Over many saves, with a restart between all of them or with none; saves without a score too."""
+    scores = {2: 0.3, 4: 0.9, 5: None, 6: 0.1, 8: 0.5, 10: 0.8, 12: None}
+    checkpoints = Checkpoints(tmp_path)
+    best = None
+    for step, score in scores.items():
+        if restart:
+            checkpoints.close()
+            checkpoints = Checkpoints(tmp_path)
+        checkpoints.save(step, state_at(step), score and {METRIC: score, "nll": 1 - score})
+        best = {2: 2, 4: 4}.get(step, best)
+        checkpoints.manager.wait_until_finished()
+        assert (checkpoints.best(), checkpoints.latest()) == (best, step)
+        assert sorted(checkpoints.manager.all_steps()) == sorted({best, step})
+    checkpoints.close()
+
+    checkpoints = Checkpoints(tmp_path)
+    assert (pick(checkpoints, "best"), pick(checkpoints, "last")) == (4, 12)
+    assert checkpoints.metrics(4) == {METRIC: 0.9, "nll": pytest.approx(0.1)}
+    assert checkpoints.metrics(12) == {}
+    like = state_at(0)
+    for step in (4, 12):
+        state = checkpoints.restore(step, like)
+        assert jax.tree.structure(state) == jax.tree.structure(like)
+        jax.tree.map(np.testing.assert_array_equal, state, state_at(step))
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+    )
+    weights = checkpoints.restore_weights(4, {k: shapes[k] for k in ("params", "stats")})
+    np.testing.assert_array_equal(weights["params"]["w"], np.full(3, 4.0))
+    checkpoints.close()
+
+
+def test_of_equal_scores_one_is_best_and_stays_readable(tmp_path):
+    """The same one before and after a restart."""
+    checkpoints = Checkpoints(tmp_path)
+    for step, score in ((1, 0.5), (2, 0.9), (3, 0.9), (4, 0.9), (5, 0.2)):
+        checkpoints.save(step, state_at(step), {METRIC: score})
+    checkpoints.manager.wait_until_finished()
+    best = checkpoints.best()
+    assert best in (2, 3, 4) and checkpoints.latest() == 5
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.best() == best
+    assert int(checkpoints.restore(best, state_at(0))["step"]) == best
+    assert checkpoints.metrics(best) == {METRIC: 0.9}
+    checkpoints.close()
+
+
+def test_no_checkpoint_is_told(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for which in ("best", "last"):
+        with pytest.raises(UserError, match="no checkpoint in"):
+            pick(checkpoints, which)
+    checkpoints.close()
