@@ -7,8 +7,8 @@ import jax
 from ml_collections import ConfigDict
 
 from fgvc_jax import backbones, lengths, methods
-from fgvc_jax.config import SECTIONS, choose, did_you_mean, inputs, phases
-from fgvc_jax.errors import UserError
+from fgvc_jax.config import SECTIONS, inputs, phases
+from fgvc_jax.errors import UserError, choose, did_you_mean
 
 
 def check(config: ConfigDict) -> None:

@@ -6,15 +6,13 @@ like its phase, and `config.phases` says which run, in which order (a ConfigDict
 """
 
 import ast
-import difflib
 import hashlib
 import json
-from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
 from fgvc_jax import lengths
-from fgvc_jax.errors import UserError
+from fgvc_jax.errors import UserError, did_you_mean
 
 # Where a run is watched or placed, not what it computes: these may differ when a run goes on.
 PLACEMENT = (
@@ -222,22 +220,6 @@ def _override(section: ConfigDict, overrides: dict, where: str) -> ConfigDict:
             raise UserError(f"{where} has no key {key!r}{did_you_mean(key, section.keys())}")
         section[key] = value
     return section
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """'; did you mean 'x'? Known: ...' to end an error message with."""
-    known = sorted(str(k) for k in known)
-    if not known:
-        return "."
-    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
-    return (f"; did you mean {near[0]!r}?" if near else ".") + f" Known: {', '.join(known)}."
-
-
-def choose(value: str, known: Iterable[str], where: str) -> str:
-    """The value, if it is one of those known; else a UserError that names the nearest."""
-    if value not in known:
-        raise UserError(f"{where} = {value!r} is unknown{did_you_mean(value, known)}")
-    return value
 
 
 def arguments(text: str, where: str) -> dict[str, object]:

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from fgvc_jax import methods
-from fgvc_jax.config import choose
 from fgvc_jax.data.cache import Canvases, fit, place
 from fgvc_jax.data.feed import Feed
 from fgvc_jax.data.sources import EXTENSIONS, read_image
-from fgvc_jax.errors import UserError
+from fgvc_jax.errors import UserError, choose
 from fgvc_jax.model import load_description, trained
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree

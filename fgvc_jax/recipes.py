@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from fgvc_jax import config as c
-from fgvc_jax.errors import UserError
+from fgvc_jax.errors import UserError, did_you_mean
 
 NO_DECAY = (".*/bias", ".*/scale")
 BACKBONE = ("backbone/.*",)
@@ -113,7 +113,7 @@ def finenet(dataset: str, variant: str) -> ConfigDict:
     name = f"{backbone}:{released}" if released else backbone
     if name not in variants(dataset):
         raise UserError(
-            f"configs/{dataset}_finer.py has no variant {name!r}{c.did_you_mean(name, variants(dataset))}"
+            f"configs/{dataset}_finer.py has no variant {name!r}{did_you_mean(name, variants(dataset))}"
         )
     batch, epochs, rate, alpha, frozen, recorded = AUTHORS[dataset, backbone][0]
     pair_batch, pair_epochs, pair_rate, top_classes = AUTHORS[dataset, backbone][1]

@@ -67,7 +67,7 @@ def main() -> None:
 
 def _override(data: ConfigDict, arguments: list[str]) -> None:
     """Sets '--config.data.KEY=VALUE'."""
-    from fgvc_jax.config import choose
+    from fgvc_jax.errors import choose
 
     for argument in arguments:
         match = re.fullmatch(r"--config\.data\.(\w+)=(.*)", argument, re.DOTALL)

@@ -11,8 +11,8 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import config_flags
 
-from fgvc_jax.config import as_json, did_you_mean
-from fgvc_jax.errors import UserError
+from fgvc_jax.config import as_json
+from fgvc_jax.errors import UserError, did_you_mean
 
 
 def main() -> None:

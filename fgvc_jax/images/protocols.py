@@ -2,7 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from fgvc_jax.config import base, choose
+from fgvc_jax.config import base
+from fgvc_jax.errors import choose
 
 # Keys of config.image. 'squash' resizes to (height, width) whatever the aspect, 'random' crops from the
 # resized image in training; at evaluation the crop is central.

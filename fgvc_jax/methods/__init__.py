@@ -20,7 +20,7 @@ import pkgutil
 
 from flax import nnx
 
-from fgvc_jax.config import choose
+from fgvc_jax.errors import choose
 
 
 def names() -> list[str]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fgvc_jax.config import choose
+from fgvc_jax.errors import choose
 from fgvc_jax.layers.norm import BatchNorm
 from fgvc_jax.ops.losses import binary_cross_entropy
 

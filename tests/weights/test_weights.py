@@ -472,7 +472,6 @@ AUDITED = """
 import json, os, pickle, resource, sys, time
 from flax import nnx
 from fgvc_jax import backbones
-from fgvc_jax.errors import UserError
 from fgvc_jax.weights import load_pretrained
 
 module = nnx.eval_shape(

@@ -117,7 +117,6 @@ CLIENT = """
 import json, sys
 from flax import nnx
 from fgvc_jax import backbones
-from fgvc_jax.errors import UserError
 from fgvc_jax.weights import load_pretrained
 
 results = {}

@@ -6,14 +6,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from fgvc_jax.config import choose
 from fgvc_jax.data import manifest as manifests
 from fgvc_jax.data.doctor import facts, page
 from fgvc_jax.data.doctor.findings import Findings
 from fgvc_jax.data.doctor.report import describe
 from fgvc_jax.data.doctor.rules import judge, list_rows
 from fgvc_jax.data.manifest import Manifest, Split
-from fgvc_jax.errors import UserError
+from fgvc_jax.errors import UserError, choose
 
 PAGE = "data.html"  # in the workdir of a run
 

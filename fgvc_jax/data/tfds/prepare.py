@@ -15,12 +15,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from fgvc_jax import download
-from fgvc_jax.config import choose
 from fgvc_jax.data.archives import folders
 from fgvc_jax.data.archives import unpack as archives
 from fgvc_jax.data.archives.table import Expected, Row, Table, Tree
 from fgvc_jax.data.tfds import SETS, read
-from fgvc_jax.errors import UserError
+from fgvc_jax.errors import UserError, choose
 
 VERSION = "1.0.0"
 

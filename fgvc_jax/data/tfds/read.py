@@ -12,11 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from fgvc_jax.config import choose
 from fgvc_jax.data.manifest import Manifest, Split
 from fgvc_jax.data.sources import decode
 from fgvc_jax.data.sources.names import split_of
-from fgvc_jax.errors import UserError
+from fgvc_jax.errors import UserError, choose
 
 NAMES = ("file_name", "filename", "image/filename")  # features that may name an image
 FOLDS = ("train", "val", "test")  # the codes of the feature 'folds'
