@@ -15,20 +15,10 @@ this set; MMAL-Net reports 94.7 top-1 (ResNet-50, 448 px, train + val, best epoc
 Ran by us: never in full; two steps of every phase at a small size, in the tests.
 """
 
-from fgvc_jax import config as c
-from fgvc_jax import recipes
+import folder_finer
 
 
 def get_config():
-    config = c.base()
+    config = folder_finer.get_config()
     config.data.source, config.data.root = "tfds", "$FGVC_DATA/aircraft"
-    config.model.pretrained = "torchvision/resnet50.IMAGENET1K_V1"
-    config.image.crop_scale = (0.25, 1.0)
-    recipes.finer(
-        config,
-        finetune=recipes.PLAIN,
-        mine={},
-        pairs={"learning_rate": 4e-4, "momentum": 0.95, "weight_decay": 5e-4},
-        retrain={"freeze": recipes.BACKBONE, "length": "10 epochs", "learning_rate": 0.01},
-    )
     return config

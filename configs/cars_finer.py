@@ -19,8 +19,8 @@ The ViT-B/16 gain is the only one of the report that clearly exceeds two standar
 Ran by us: never in full; two steps of every phase at a small size, in the tests.
 """
 
-from fgvc_jax import recipes
+from finenet import finenet
 
 
 def get_config(variant=""):
-    return recipes.finenet("cars", variant)
+    return finenet("cars", variant)

@@ -19,8 +19,8 @@ here: an independent ImageNet ResNet-50 at 448 px reaches 84.55. Do not expect 8
 Ran by us: never in full; two steps of every phase at a small size, in the tests.
 """
 
-from fgvc_jax import recipes
+from finenet import finenet
 
 
 def get_config(variant=""):
-    return recipes.finenet("cub", variant)
+    return finenet("cub", variant)

@@ -18,8 +18,8 @@ The images come from ImageNet, so every ImageNet-pretrained number on this set i
 Ran by us: never in full; two steps of every phase at a small size, in the tests.
 """
 
-from fgvc_jax import recipes
+from finenet import finenet
 
 
 def get_config(variant=""):
-    return recipes.finenet("dogs", variant)
+    return finenet("dogs", variant)

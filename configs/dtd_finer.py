@@ -20,8 +20,8 @@ score is the mean over all ten.
 Ran by us: never in full; two steps of every phase at a small size, in the tests.
 """
 
-from fgvc_jax import recipes
+from finenet import finenet
 
 
 def get_config(variant=""):
-    return recipes.finenet("dtd", variant)
+    return finenet("dtd", variant)

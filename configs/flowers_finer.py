@@ -18,8 +18,8 @@ Tested on the official 6,149 images; whether the authors trained on 1,020 or 2,0
 Ran by us: never in full; two steps of every phase at a small size, in the tests.
 """
 
-from fgvc_jax import recipes
+from finenet import finenet
 
 
 def get_config(variant=""):
-    return recipes.finenet("flowers", variant)
+    return finenet("flowers", variant)

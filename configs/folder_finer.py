@@ -10,19 +10,22 @@ preprocessing, the image itself left out by index, selection on validation); the
 1.2 points. Ran: see README.md, on 31 kinds of produce.
 """
 
-from fgvc_jax import config as c
 from fgvc_jax import recipes
+from fgvc_jax.config import base
 
 
 def get_config():
-    config = c.base()
+    config = base()
     config.model.pretrained = "torchvision/resnet50.IMAGENET1K_V1"
     config.image.crop_scale = (0.25, 1.0)
     recipes.finer(
         config,
         finetune=recipes.PLAIN,
         mine={},
-        pairs={"learning_rate": 4e-4, "momentum": 0.95, "weight_decay": 5e-4},
-        retrain={"freeze": recipes.BACKBONE, "length": "10 epochs", "learning_rate": 0.01},
+        pairs={"optimizer": {"learning_rate": 4e-4, "momentum": 0.95, "weight_decay": 5e-4}},
+        retrain={
+            "length": "10 epochs",
+            "optimizer": {"learning_rate": 0.01, "freeze": recipes.BACKBONE},
+        },
     )
     return config

@@ -11,15 +11,16 @@ Source: the recipe that the field agrees on (SGD, cosine, label smoothing, head 
 no published number for your images. Ran: see README.md, on 31 kinds of produce.
 """
 
-from fgvc_jax import config as c
 from fgvc_jax import recipes
+from fgvc_jax.config import base
+from fgvc_jax.phases import section
 
 
 def get_config():
-    config = c.base()
+    config = base()
     config.model.pretrained = "torchvision/resnet50.IMAGENET1K_V1"
     config.image.crop_scale = (0.25, 1.0)  # smaller crops often miss what tells look-alikes apart
-    config.finetune = c.training(**recipes.PLAIN)
-    config.evaluate = c.evaluation()
+    config.finetune = section("train", **recipes.PLAIN)
+    config.evaluate = section("evaluate")
     config.phases = ("finetune", "evaluate")
     return config

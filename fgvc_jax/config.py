@@ -1,17 +1,18 @@
-"""What a run can be told: every key with its default.
+"""The keys that every run has, with their defaults, and what is done with a config as a whole.
 
 A config is an `ml_collections.ConfigDict` made by a file under `configs/`. `base()` holds what all phases
-share; `training()`, `embedding()`, `mining()` and `evaluation()` make one section each. A section is named
-like its phase, and `config.phases` says which run, in which order (a ConfigDict sorts its keys).
+share; `fgvc_jax.phases.section(kind)` makes the section of a phase, whose keys stand in the phase's own file. A
+section is named like its phase, and `config.phases` says which run, in which order (a ConfigDict sorts its
+keys).
 """
 
-import ast
 import hashlib
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from fgvc_jax import lengths
 from fgvc_jax.errors import UserError, did_you_mean
 
 # Where a run is watched or placed, not what it computes: these may differ when a run goes on.
@@ -64,7 +65,7 @@ def base() -> ConfigDict:
     # 'resident' in device memory; 'streamed' from the cache on the host's disk; 'decoded' anew each time,
     # with no cache; 'auto': the first of these that there is room for.
     config.data.feed = "auto"
-    # Of a device's memory; what is more is spread over the devices, and what is still more streamed.
+    # GB of canvases per device; beyond it they are sharded over the devices, then streamed.
     config.data.resident_gb = 4.0
 
     config.image = ConfigDict()
@@ -94,7 +95,9 @@ def base() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.backbone = "resnet50"
-    config.model.arguments = ""  # of the backbone, such as 'width=16'; see its file
+    config.model.arguments = (
+        ConfigDict()
+    )  # the backbone's own, such as width; defaults from its file
     # A file, a folder, 'torchvision/resnet50.IMAGENET1K_V2', 'timm/resnet50.a1_in1k'; '' = from scratch.
     config.model.pretrained = ""
     config.model.allow = ()  # patterns of names in which weights and backbone may differ
@@ -104,7 +107,7 @@ def base() -> ConfigDict:
     config.model.remat = False
 
     config.devices = ConfigDict()
-    config.devices.shard_parameters = 1  # over how many devices each parameter is split (FSDP)
+    config.devices.fsdp = 1  # over how many devices each parameter is split
 
     config.log = ConfigDict()
     config.log.every = "50 steps"
@@ -112,133 +115,52 @@ def base() -> ConfigDict:
     return config
 
 
-def training(**overrides) -> ConfigDict:
-    """A phase that trains a model."""
-    section = ConfigDict()
-    section.kind = "train"
-    section.method = "baseline"  # a file in fgvc_jax/methods
-    section.arguments = ""  # of the method, such as 'label_smoothing=0.1'; see its file
-    section.init = (
-        ""  # the phase whose weights it starts from; '' = config.model.pretrained, or scratch
-    )
-    section.blend = ""  # a second one; the backbone is then alpha * init + (1 - alpha) * blend
-    section.alpha = 0.5
-    section.init_from = "best"  # which checkpoint of those phases: 'best' by validation or 'last'
-    section.head = "keep"  # of the init phase; 'fresh' = new random weights
-    section.pairs = ""  # for methods that train on pairs: the mining phase that made them
-    section.length = "30 epochs"
-    section.batch = 64  # examples per step over all devices; for pairs: pairs
-    # 'shuffled' epochs; 'balanced': every class equally often; 'classes_by_images': a batch has
-    # images_per_class images of each of its classes (P x K).
-    section.sampler = "shuffled"
-    section.images_per_class = 4
-    section.eval_every = "1 epochs"  # validation, and a checkpoint
-    section.optimizer = "sgd"  # 'sgd', 'adamw'
-    section.learning_rate = 0.01
-    section.momentum = 0.9
-    section.nesterov = False
-    section.beta2 = 0.999  # adamw (its beta1 is momentum)
-    section.weight_decay = 1e-4
-    section.no_decay = ()  # patterns of parameter paths without weight decay, such as '.*bias'
-    section.learning_rate_scale = ()  # ((pattern, factor), ...); the first that matches counts
-    section.freeze = ()  # patterns of parameter paths that stay as they are
-    section.frozen_batch_norm = (
-        "fixed"  # BatchNorm whose parameters are frozen: 'fixed' or 'update'
-    )
-    section.schedule = "cosine"  # 'constant', 'cosine', 'step', 'plateau'
-    section.schedule_steps = ("60 %", "80 %")  # where 'step' multiplies by schedule_factor
-    section.schedule_factor = 0.1
-    section.schedule_patience = 5  # evaluations without a better one before 'plateau' multiplies
-    section.warmup = "0 steps"  # linear, from 0
-    section.clip = 0.0  # global norm of the gradient; 0 = off
-    section.accumulate = 1  # parts of the batch, one after the other, in the memory of one
-    section.sam_rho = 0.0  # sharpness-aware minimisation: radius, usually 0.05 to 0.1; 0 = off
-    section.sam_adaptive = False  # ASAM, whose radius is ten times larger
-    section.sam_eta = 0.01  # of ASAM
-    section.sam_weights_only = True  # ASAM scales kernels only (its authors), or everything
-    section.sam_groups = 1  # m-sharpness: parts of the batch with a perturbation each
-    section.decay_in_loss = (
-        False  # weight decay as 0.5 wd |w|^2 in the loss, so in both of SAM's passes
-    )
-    section.ema = (
-        0.0  # decay of the weights' moving average, which is then validated and kept; 0 = off
-    )
-    section.patience = 0  # stop after so many evaluations without a better one; 0 = never
-    section.keep_every = (
-        ""  # checkpoints to keep besides the best and the latest, such as '10 epochs'
-    )
-    return _override(section, overrides, "training()")
+def override(section: ConfigDict, values: Mapping[str, Any], where: str) -> ConfigDict:
+    """The section with these keys set, in place; groups take dictionaries of their own keys.
 
+    `arguments` takes any key: its defaults come from the class that they are for, see `complete`.
 
-def embedding(**overrides) -> ConfigDict:
-    """A phase that embeds whole splits with a trained model."""
-    section = ConfigDict()
-    section.kind = "embed"
-    section.model = "finetune"  # the training phase whose model embeds
-    section.model_from = "best"
-    section.batch = 64
-    section.view = "eval"  # 'eval' preprocessing, or 'train' (random augmentation, drawn twice)
-    return _override(section, overrides, "embedding()")
-
-
-def mining(**overrides) -> ConfigDict:
-    """A phase that mines look-alike pairs from embeddings."""
-    section = ConfigDict()
-    section.kind = "mine"
-    section.embeddings = "embed"  # the embedding phase
-    section.top_classes = 7  # Q: how many predicted classes are searched
-    section.similarity = "cosine"  # 'cosine', 'ip' (inner product), 'l2'
-    section.backend = "faiss"  # 'faiss' or 'jax', both exact
-    section.self_by_rank = (
-        False  # True: take rank 0 for the image itself, as the authors' code does
-    )
-    section.sheet_rows = 12  # pairs of each kind on the contact sheet; 0 = none
-    return _override(section, overrides, "mining()")
-
-
-def evaluation(**overrides) -> ConfigDict:
-    """A phase that scores classifiers on validation and test."""
-    section = ConfigDict()
-    section.kind = "evaluate"
-    section.models = ()  # training phases; () = every classifier that comes before
-    section.batch = 64
-    section.neighbours = 5  # of the kNN row
-    # Two classifiers for the paired test and its verdict, if both ran: the pipeline's and its control's.
-    section.compare = ("retrain", "control")
-    # The first of them re-ranked by this phase's comparator, if it ran, among so many classes; '' = no.
-    section.rerank = "pairs"
-    section.rerank_classes = 5
-    return _override(section, overrides, "evaluation()")
-
-
-SECTIONS = {"train": training, "embed": embedding, "mine": mining, "evaluate": evaluation}
-
-
-def _override(section: ConfigDict, overrides: dict, where: str) -> ConfigDict:
-    for key, value in overrides.items():
+    Raises:
+      UserError: a key that there is not; the nearest is named.
+    """
+    for key, value in values.items():
         if key not in section:
             raise UserError(f"{where} has no key {key!r}{did_you_mean(key, section.keys())}")
-        section[key] = value
+        if key == "arguments":
+            section[key] = ConfigDict(dict(value))
+        elif isinstance(section[key], ConfigDict):
+            if not isinstance(value, Mapping | ConfigDict):
+                raise UserError(
+                    f"{where}: {key} is a group of keys ({', '.join(section[key])}); give a dictionary, "
+                    f"not {value!r}."
+                )
+            override(section[key], value, f"{where}.{key}")
+        else:
+            section[key] = value
     return section
 
 
-def arguments(text: str, where: str) -> dict[str, object]:
-    """'width=16, init=xavier' -> {'width': 16, 'init': 'xavier'}; a bare word is a string."""
-    try:
-        call = ast.parse(f"f({text})", mode="eval").body
-        if call.args:
-            raise ValueError
-        values = {keyword.arg: keyword.value for keyword in call.keywords}
-        if None in values:  # f(**x)
-            raise ValueError
-        return {
-            name: value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
-            for name, value in values.items()
-        }
-    except (SyntaxError, ValueError, AttributeError):
-        raise UserError(
-            f"{where} = {text!r} is not of the form 'name=value, name=value'."
-        ) from None
+def fill_arguments(given: ConfigDict, defaults: Mapping[str, Any], where: str) -> ConfigDict:
+    """All arguments of a class: its defaults, and in their place what is given.
+
+    Raises:
+      UserError: an argument that the class does not take (the nearest is named), or of another type.
+    """
+    result = dict(defaults)
+    for name, value in given.items():
+        if name not in defaults:
+            raise UserError(f"{where} has no {name!r}{did_you_mean(name, defaults)}")
+        default = defaults[name]
+        if isinstance(default, tuple) and isinstance(value, list):
+            value = tuple(value)
+        if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if default is not None and not isinstance(value, type(default)):
+            raise UserError(
+                f"{where}.{name} = {value!r} is no {type(default).__name__}; its default is {default!r}."
+            )
+        result[name] = value
+    return ConfigDict(result)
 
 
 def phases(config: ConfigDict) -> tuple[str, ...]:
@@ -246,18 +168,6 @@ def phases(config: ConfigDict) -> tuple[str, ...]:
     value = config.phases
     parts = (value,) if isinstance(value, str) else value
     return tuple(name.strip() for part in parts for name in part.split(",") if name.strip())
-
-
-def inputs(section: ConfigDict, where: str = "") -> tuple[str, ...]:
-    """The phases that a section (named `where` in errors) names, whose results it reads."""
-    if section.kind == "train":
-        units = [unit for _, unit in lengths.terms(section.length, f"{where}length")]
-        units = [u for u in units if u not in ("steps", "epochs", "images", "%")]
-        named = (section.init, section.blend, section.pairs, *units)
-    else:
-        key = {"embed": "model", "mine": "embeddings", "evaluate": "models"}[section.kind]
-        named = (section[key],) if isinstance(section[key], str) else tuple(section[key])
-    return tuple(dict.fromkeys(name for name in named if name))
 
 
 def flat(config: ConfigDict, prefix: str = "") -> dict[str, object]:
@@ -279,33 +189,21 @@ def as_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list)
 
 
-def phase_hash(
-    config: ConfigDict,
-    name: str,
-    hashes: dict[str, str],
-    data: str = "",
-    without: tuple[str, ...] = (),
-) -> str:
-    """A hash of what a phase computes from: its section, what all phases share, and its inputs' hashes.
+def changed(section: ConfigDict, defaults: ConfigDict) -> dict[str, object]:
+    """The leaves that are not at their defaults, by dotted name.
 
-    Args:
-      hashes: of the phases before it.
-      data: digest of the manifest.
-      without: keys of its section to leave out.
+    Hashes and comparisons of runs look at these alone, so that a new key, at its default, changes nothing.
     """
-    section = config[name]
-    read = inputs(section)
-    if section.kind == "evaluate":
-        read = tuple(p for p in hashes if config[p].kind == "train")
-    content = {
-        "section": {key: value for key, value in flat(section).items() if key not in without},
-        "images": data,
-        "shared": {
-            key: value
-            for key, value in flat(config).items()
-            if key.split(".")[0] in ("seed", "data", "image", "model") and not is_placement(key)
-        },
-        "inputs": {phase: hashes[phase] for phase in read},
-    }
+    usual = plain(defaults)
+    return {k: v for k, v in plain(section).items() if k not in usual or usual[k] != v}
+
+
+def plain(config: ConfigDict) -> dict[str, object]:
+    """As the config comes back from JSON: tuples are lists there."""
+    return json.loads(json.dumps(flat(config), default=list))
+
+
+def digest(content: object) -> str:
+    """A short hash of something that JSON can hold."""
     text = json.dumps(content, sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,6 +1,7 @@
-"""The one exception that means "the user can mend this", and the nearest name for its message."""
+"""The one exception that means "the user can mend this", and checks of single values that raise it."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -25,3 +26,18 @@ def choose(value: str, known: Iterable[str], where: str) -> str:
     if value not in known:
         raise UserError(f"{where} = {value!r} is unknown{did_you_mean(value, known)}")
     return value
+
+
+def at_least(value: float, lowest: float, where: str) -> None:
+    """UserError for a value below the lowest."""
+    if not value >= lowest:
+        raise UserError(f"{where} = {value}; it must be at least {lowest}.")
+
+
+def check_patterns(patterns: Iterable[str], where: str) -> None:
+    """UserError for one that is no regular expression."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"{where}: {pattern!r} is not a regular expression: {error}.") from None

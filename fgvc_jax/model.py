@@ -1,4 +1,4 @@
-"""A model as a description: model.json holds all that is needed, beside a checkpoint, to make it again."""
+"""A model as a specification: model.json holds all that is needed, beside a checkpoint, to make it again."""
 
 import dataclasses
 import json
@@ -19,8 +19,8 @@ from fgvc_jax.train.checkpoint import Checkpoints, pick
 
 
 @dataclasses.dataclass(frozen=True)
-class Description:
-    """Everything but the weights.
+class Specification:
+    """All of a model but its weights.
 
     Attributes:
       backbone, backbone_arguments: a name of `fgvc_jax.backbones` and its arguments.
@@ -60,6 +60,7 @@ class Description:
             self.method,
             backbone,
             len(self.classes),
+            image_size=self.view.size,
             rngs=nnx.Rngs(seed + 1),  # so that a head does not depend on the depth of its backbone
             **types,
             **self.method_arguments,
@@ -72,7 +73,7 @@ class Description:
         Path(path).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def load_description(path: str | os.PathLike) -> Description:
+def load_specification(path: str | os.PathLike) -> Specification:
     """Reads model.json; UserError where it is missing or made by an incompatible version."""
     try:
         content = json.loads(Path(path).read_text())
@@ -88,27 +89,26 @@ def load_description(path: str | os.PathLike) -> Description:
         view = View(**{key: tuples(value) for key, value in content.pop("view").items()})
         content["classes"] = tuple(content["classes"])
         content["class_ids"] = tuple(content.get("class_ids", ()))  # older models have none
-        return Description(**content | {"view": view})
+        return Specification(**content | {"view": view})
     except TypeError as error:
         raise UserError(f"{path} was written by another version of fgvc_jax: {error}") from None
 
 
 def trained(
     folder: str | os.PathLike, which: str, mesh: Mesh
-) -> tuple[Description, nnx.Module, dict]:
+) -> tuple[Specification, nnx.Module, dict]:
     """What a training phase has left in its folder.
 
     Args:
       which: the checkpoint, 'best' by validation or 'last'.
 
     Returns:
-      (description, module in eval mode with shapes in place of arrays, {'params', 'stats'} on the mesh).
+      (specification, module in eval mode with shapes in place of arrays, {'params', 'batch_stats'} on the mesh).
     """
-    description = load_description(Path(folder, "model.json"))
-    module = nnx.eval_shape(description.build)
-    _, params, stats = tree.split(module)
-    places = meshes.abstract({"params": params, "stats": stats}, mesh)
+    specification = load_specification(Path(folder, "model.json"))
+    module = nnx.eval_shape(specification.build)
+    places = meshes.abstract(tree.weights(module), mesh)
     checkpoints = Checkpoints(Path(folder, "checkpoints"))
     weights = checkpoints.restore_weights(pick(checkpoints, which), places)
     checkpoints.close()
-    return description, module, weights
+    return specification, module, weights

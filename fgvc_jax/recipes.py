@@ -1,178 +1,71 @@
-"""Recipes that several configs share: FineNet's pipeline, and the authors' settings by data set."""
+"""Recipes that several configs share: a plain fine-tune, and FineNet's pipeline with its control."""
 
 from ml_collections import ConfigDict
 
-from fgvc_jax import config as c
-from fgvc_jax.errors import UserError, did_you_mean
+from fgvc_jax.phases import section
 
-NO_DECAY = (".*/bias", ".*/scale")
 BACKBONE = ("backbone/.*",)
+# Without weight decay, as timm has it: biases, scales and offsets of normalisation, and what stands for a token,
+# a place or a channel.
+NO_DECAY = (
+    ".*/(bias|scale)",
+    ".*/(cls_token|reg_token|pos_embed|relative_position_bias_table|gamma)",
+)
 # The plain fine-tune that the field agrees on.
 PLAIN = {
     "length": "30 epochs",
     "batch": 64,
-    "learning_rate": 0.01,
-    "learning_rate_scale": (("head/.*", 10.0),),
-    "nesterov": True,
-    "no_decay": NO_DECAY,
-    "warmup": "1 epochs",
-    "clip": 1.0,
-    "arguments": "label_smoothing=0.1",
+    "optimizer": {
+        "learning_rate": 0.01,
+        "rate_scale": (("head/.*", 10.0),),
+        "nesterov": True,
+        "no_decay": NO_DECAY,
+        "clip": 1.0,
+    },
+    "schedule": {"warmup": "1 epochs"},
+    "arguments": {"label_smoothing": 0.1},
 }
+
+
+def merge(first: dict, second: dict) -> dict:
+    """The first dictionary with the second's values in their places, group by group."""
+    result = dict(first)
+    for key, value in second.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merge(result[key], value) if both else value
+    return result
 
 
 def finer(config: ConfigDict, *, finetune: dict, pairs: dict, retrain: dict, mine: dict) -> None:
     """Adds the sections of FineNet's pipeline and a control, and sets the phase list.
 
     fine-tune -> embed -> mine -> same/different phase -> retrain; the control goes on fine-tuning for as
-    many images as pairs and retrain used. The arguments override what `training()` and `mining()` say.
+    many images as pairs and retrain used, with its backbone free, as the pair phase has it. The arguments set
+    keys of the sections; groups are dictionaries.
     """
-    config.finetune = c.training(**finetune)
-    config.embed = c.embedding(model="finetune", batch=config.finetune.batch)
-    config.mine = c.mining(embeddings="embed", **mine)
-    config.pairs = c.training(
-        **{
-            "method": "pairs",
-            "init": "finetune",
-            "pairs": "mine",
-            "length": "2 x finetune",
-            "batch": max(1, config.finetune.batch // 2),  # a pair is two images
-            "eval_every": "20 %",
-        }
-        | pairs
-    )
-    config.retrain = c.training(
-        **{"init": "finetune", "blend": "pairs", "head": "fresh", "batch": config.finetune.batch}
-        | retrain
-    )
-    config.control = c.training(
-        **finetune | {"init": "finetune", "length": "pairs + retrain", "eval_every": "10 %"}
-    )
-    config.evaluate = c.evaluation(batch=config.finetune.batch)
-    config.phases = ("finetune", "embed", "mine", "pairs", "retrain", "control", "evaluate")
-
-
-# The authors' settings as committed, by data set and backbone. What their files inherit from their defaults
-# is filled in (batch 128, 100 epochs, 1e-3, alpha 1, not frozen; 128, 40 epochs, 4e-4, Q = 7).
-#   classifier: batch, epochs, learning rate, alpha, frozen backbone, phase whose settings these are
-#   comparator: batch, epochs, learning rate, classes searched (Q)
-# Their files hold one classifier section, edited between the phases: 'retrain' rows were left in the state
-# of the last phase, 'finetune' rows in that of the first. The other phase's settings are not recorded.
-AUTHORS = {
-    ("cub", "resnet50"): ((128, 100, 1e-3, 0.2, True, "retrain"), (128, 100, 4e-4, 7)),
-    ("cars", "resnet50"): ((128, 100, 1e-2, 0.2, True, "retrain"), (128, 40, 4e-4, 7)),
-    ("dogs", "resnet50"): ((128, 100, 1e-3, 0.6, True, "retrain"), (128, 30, 4e-4, 7)),
-    ("dtd", "resnet50"): ((128, 100, 5e-4, 1.0, True, "retrain"), (128, 20, 4e-4, 7)),
-    # alone in taking the comparator's backbone as it is: alpha 0
-    ("flowers", "resnet50"): ((128, 100, 1e-3, 0.0, False, "retrain"), (128, 30, 4e-4, 5)),
-    ("cub", "vit_b16_224"): ((256, 100, 1e-3, 1.0, True, "finetune"), (128, 40, 1e-6, 7)),
-    ("dtd", "vit_b16_224"): ((128, 100, 5e-4, 1.0, False, "retrain"), (64, 20, 4e-4, 7)),
-    ("cars", "vit_b16_384"): ((64, 100, 2e-3, 0.2, True, "retrain"), (64, 20, 4e-4, 7)),
-    ("cub", "vit_b16_384"): ((64, 100, 1e-3, 0.7, True, "retrain"), (64, 5, 4e-4, 7)),
-    ("dogs", "vit_b16_384"): ((64, 100, 2e-4, 0.8, True, "retrain"), (64, 20, 4e-4, 7)),
-    ("dtd", "vit_b16_384"): ((128, 100, 1e-3, 1.0, False, "finetune"), (64, 20, 4e-4, 7)),
-    ("flowers", "vit_b16_384"): ((64, 100, 1e-4, 1.0, False, "finetune"), (64, 20, 4e-4, 7)),
-}
-BACKBONES = {
-    # variant: backbone, size, shorter side at evaluation, weights the authors started from, comparator
-    "resnet50": ("resnet50", 224, 256, "torchvision/resnet50.IMAGENET1K_V1", "hidden=32"),
-    "vit_b16_224": (
-        "vit_base_patch16_224",
-        224,
-        256,
-        "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k",
-        "hidden=192, init=torch",
-    ),
-    "vit_b16_384": (
-        "vit_base_patch16_384",
-        384,
-        512,
-        "timm/vit_base_patch16_384.augreg_in21k_ft_in1k",
-        "hidden=192, init=torch",
-    ),
-}
-
-
-def variants(dataset: str) -> list[str]:
-    """'resnet50', 'resnet50:released', ... for the rows that the authors have for a data set."""
-    names = [backbone for data, backbone in AUTHORS if data == dataset]
-    return [name for backbone in names for name in (backbone, f"{backbone}:released")]
-
-
-def finenet(dataset: str, variant: str) -> ConfigDict:
-    """FineNet on one of its data sets, for `configs/<dataset>_finer.py:<variant>`.
-
-    Args:
-      dataset: 'cub', 'cars', 'dogs', 'flowers' or 'dtd', which `fgvc prepare` has written to
-        $FGVC_DATA/<dataset>.
-      variant: a backbone ('' = resnet50), with ':released' for the authors' code as it is.
-    """
-    backbone, _, released = (variant or "resnet50").partition(":")
-    if backbone == "released" and not released:  # 'cub_finer.py:released' means the ResNet-50's
-        backbone, released = "resnet50", "released"
-    name = f"{backbone}:{released}" if released else backbone
-    if name not in variants(dataset):
-        raise UserError(
-            f"configs/{dataset}_finer.py has no variant {name!r}{did_you_mean(name, variants(dataset))}"
-        )
-    batch, epochs, rate, alpha, frozen, recorded = AUTHORS[dataset, backbone][0]
-    pair_batch, pair_epochs, pair_rate, top_classes = AUTHORS[dataset, backbone][1]
-    model, size, resize, weights, comparator = BACKBONES[backbone]
-
-    config = c.base()
-    config.data.source, config.data.root = "tfds", f"$FGVC_DATA/{dataset}"
-    config.model.backbone, config.model.pretrained = model, weights
-    config.image.size, config.image.resize = size, resize
-    pairs = {
-        "batch": pair_batch,
-        "learning_rate": pair_rate,
-        "momentum": 0.95,
-        "weight_decay": 5e-4,
-        "arguments": comparator,
+    config.finetune = section("train", **finetune)
+    config.embed = section("embed", model="finetune", batch=config.finetune.batch)
+    config.mine = section("mine", embeddings="embed", **mine)
+    usual = {
+        "method": "pairs",
+        "init": {"phase": "finetune"},
+        "pairs": "mine",
+        "length": "2 x finetune",
+        "batch": max(1, config.finetune.batch // 2),  # a pair is two images
+        "validation": {"every": "20 %"},
     }
-    freeze = BACKBONE if frozen else ()
-    if released:
-        # For every backbone, whatever its weights were trained with, as the authors do.
-        config.image.mean, config.image.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-        config.image.augment = "trivial_augment_wide"
-        config.image.augment_probability = 0.5
-        config.image.augment_first = True
-        plain = {
-            "batch": batch,
-            "length": f"{epochs} epochs",
-            "learning_rate": rate,
-            "weight_decay": 1e-3,
-            "schedule": "constant",
-            "frozen_batch_norm": "update",
-        }
-        finer(
-            config,
-            finetune=plain | {"freeze": freeze if recorded == "finetune" else ()},
-            mine={"similarity": "ip", "self_by_rank": True, "top_classes": top_classes},
-            pairs=pairs
-            | {
-                "arguments": comparator + ", joint=False",
-                "length": f"{pair_epochs} epochs",
-                "schedule": "constant",
-                "eval_every": "1 epochs",
-            },
-            retrain=plain | {"alpha": alpha, "freeze": freeze},
-        )
-        config.embed.view = "train"
-        return config
-    # Ours where the authors recorded nothing: all of the fine-tune; alpha 0.5 where theirs is 1, which
-    # would leave the pair phase out; the lengths.
-    finer(
-        config,
-        finetune=PLAIN | {"batch": batch},
-        mine={"top_classes": top_classes},
-        pairs=pairs,
-        retrain={
-            "alpha": alpha if alpha < 1 else 0.5,
-            "freeze": freeze,
-            "length": "10 epochs",
-            "learning_rate": rate,
-            "warmup": "1 epochs",
-        },
-    )
-    return config
+    config.pairs = section("train", **merge(usual, pairs))
+    usual = {
+        "init": {"phase": "finetune", "interpolate": "pairs", "head": "fresh"},
+        "batch": config.finetune.batch,
+    }
+    config.retrain = section("train", **merge(usual, retrain))
+    own = {
+        "init": {"phase": "finetune"},
+        "length": "pairs + retrain",
+        "validation": {"every": "10 %"},
+        "optimizer": {"freeze": ()},
+    }
+    config.control = section("train", **merge(finetune, own))
+    config.evaluate = section("evaluate", batch=config.finetune.batch)
+    config.phases = ("finetune", "embed", "mine", "pairs", "retrain", "control", "evaluate")

@@ -2,33 +2,35 @@
 
 import datetime
 import importlib.metadata
+import logging
 import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from fgvc_jax import checks, plan, workdir
-from fgvc_jax import config as configs
+from fgvc_jax import checks, files, phases, plan, rerun, workdir
 from fgvc_jax.data import cache, doctor
 from fgvc_jax.data import manifest as manifests
 from fgvc_jax.data.load import load
 from fgvc_jax.errors import UserError
 from fgvc_jax.images import protocols
-from fgvc_jax.phases import embed, evaluate, mine, train
-from fgvc_jax.phases.context import Context, write_json
+from fgvc_jax.phases._base import Phase, Result
+from fgvc_jax.phases._data import Data
+from fgvc_jax.phases._models import Models
+from fgvc_jax.phases._run import Run
 from fgvc_jax.report import summary
 from fgvc_jax.tracking.progress import duration
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train.stop import Interrupted, Stop
 from fgvc_jax.weights.published import locate
 
-PHASES = {"train": train.run, "embed": embed.run, "mine": mine.run, "evaluate": evaluate.run}
+log = logging.getLogger(__name__)
+
 PACKAGES = ("fgvc_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "faiss-cpu", "numpy")
 
 
@@ -38,8 +40,7 @@ def run(
     *,
     dry_run: bool = False,
     reuse: str | os.PathLike = "",
-    say: Callable[[str], None] = print,
-) -> dict[str, dict[str, dict]]:
+) -> dict[str, dict[str, Result]]:
     """Runs every phase of `config.phases` that is not yet done in this workdir.
 
     Args:
@@ -48,7 +49,6 @@ def run(
         in seed_0, seed_1, ...; with protocol 'refit' the second training lies in refit.
       dry_run: two steps of every phase on 64 images, in folder/dry_run, which is emptied first.
       reuse: another workdir, from which phases that would come out the same are taken.
-      say: gets every line of the log.
 
     Returns:
       By sub-folder ('' for the workdir itself), what each phase's DONE.json holds.
@@ -57,58 +57,52 @@ def run(
       UserError: for what the user can mend.
       Interrupted: after Ctrl-C or SIGTERM; the same call goes on.
     """
-    config = protocols.apply(config)
+    config = protocols.apply(phases.complete(config))
     checks.check(config)
     folder = Path(folder).expanduser().resolve()
     sources = _sources(reuse)
     if dry_run:
-        config, folder = plan.shrink(config), folder / "dry_run"
+        config, folder = rerun.shrink(config), folder / "dry_run"
         shutil.rmtree(folder, ignore_errors=True)
     main = jax.process_index() == 0
-    say_if_main = say if main else lambda line: None
-    say_if_main(f"device: {meshes.name_devices()}")
+    log.info("device: %s", meshes.name_devices())
     use_compilation_cache()
-    manifest = _find_inputs(config, say_if_main)
-    if config.protocol == "refit" and not {"val", "test"} <= manifest.splits.keys():
-        raise UserError(
-            "config.protocol = 'refit' needs a validation split to pick lengths on and a test split to score."
-        )
+    manifest = _find_inputs(config)
+    rerun.check_refit(config, manifest)
     if dry_run:
-        manifest = plan.few_images(manifest)
+        manifest = rerun.few_images(manifest)
     _make_workdir(folder, manifest, config.data.source)
-    results: dict[str, dict[str, dict]] = {}
-    with workdir.Lock(folder, main), Stop() as stop:
-        findings = _examine(config, manifest, say_if_main)
+    results: dict[str, dict[str, Result]] = {}
+    with workdir.locked(folder, main), Stop() as stop:
+        findings = _examine(config, manifest)
         if config.data.on_bad == "skip":
             manifest = doctor.leave_out(manifest, findings)
         workdir.claim(config, manifest, folder, main)
         if main and not dry_run:  # a few images of a few classes say nothing about all
             doctor.save(findings, manifest, folder)
             for finding in findings.of("warning"):
-                say(f"warning: {finding.text}")
+                log.warning("warning: %s", finding.text)
         doctor.stop_at_errors(findings, config.data.on_bad)
-        say_if_main(describe_data(manifest))
+        log.info(describe_data(manifest))
         try:
             for seed in range(config.seeds):
                 part = f"seed_{seed}" if config.seeds > 1 else ""
                 seeded = config.copy_and_resolve_references()
                 seeded.seed = config.seed + seed
                 if part:
-                    say_if_main(f"seed {seeded.seed}:")
-                context = Context(seeded, folder / part, manifest, say_if_main, stop)
-                results[part] = _phases(context, sources)
+                    log.info("seed %s:", seeded.seed)
+                results[part] = _phases(Run(seeded, folder / part, stop), manifest, sources)
                 if config.protocol == "refit":
-                    say_if_main("refit on train + val, with the lengths that validation picked:")
-                    again = plan.refit(seeded, results[part], manifest)
-                    whole = plan.train_and_val(manifest)
+                    log.info("refit on train + val, with the lengths that validation picked:")
+                    again = rerun.refit(seeded, results[part], manifest)
                     inner = os.path.join(part, "refit")
-                    context = Context(again, folder / inner, whole, say_if_main, stop)
-                    results[inner] = _phases(context, sources)
+                    whole = rerun.train_and_val(manifest)
+                    results[inner] = _phases(Run(again, folder / inner, stop), whole, sources)
         except Interrupted:
-            say("stopped; everything is saved, the same command goes on from here.")
+            log.info("stopped; everything is saved, the same command goes on from here.")
             raise
     for line in summary.lines(results, manifest, folder):
-        say_if_main(line)
+        log.info(line)
     return results
 
 
@@ -138,11 +132,11 @@ def _sources(reuse: str | os.PathLike) -> list[Path]:
     return [*parts, *(p / "refit" for p in parts if (p / "refit").is_dir())]
 
 
-def _find_inputs(config: ConfigDict, say) -> manifests.Manifest:
+def _find_inputs(config: ConfigDict) -> manifests.Manifest:
     """The data; one UserError that names all that is missing, weights included."""
     missing, found = [], None
     try:
-        found = load(config.data, say)
+        found = load(config.data)
     except UserError as error:
         missing.append(str(error))
     if config.model.pretrained:
@@ -155,7 +149,7 @@ def _find_inputs(config: ConfigDict, say) -> manifests.Manifest:
     return found
 
 
-def _examine(config: ConfigDict, manifest: manifests.Manifest, say) -> doctor.Findings:
+def _examine(config: ConfigDict, manifest: manifests.Manifest) -> doctor.Findings:
     """Every process does this; one of them reads the images and the others wait for what it saw."""
     return doctor.examine(
         manifest,
@@ -163,74 +157,80 @@ def _examine(config: ConfigDict, manifest: manifests.Manifest, say) -> doctor.Fi
         size=config.image.size,
         canvas=config.data.canvas,
         group=config.data.group,
-        say=say,
     )
 
 
-def _phases(context: Context, sources: list[Path]) -> dict[str, dict]:
-    config, say = context.config, context.say
-    names = configs.phases(config)
-    digest = manifests.digest(context.manifest)
-    hashes: dict[str, str] = {}
-    shorter: dict[str, str] = {}  # without the phase's own length
-    for name in names:
-        hashes[name] = configs.phase_hash(config, name, hashes, digest)
-        shorter[name] = configs.phase_hash(config, name, hashes, digest, without=("length",))
-    done: dict[str, dict] = {}
-    for name in names:
-        directory = context.workdir / name
+def _phases(run: Run, manifest: manifests.Manifest, sources: list[Path]) -> dict[str, Result]:
+    """All phases in one folder, for one seed."""
+    config = run.config
+    mesh = meshes.make(config.devices.fsdp)
+    data = Data(manifest, config.data, mesh)
+    models = Models(config, run.workdir, manifest, mesh, data.canvas)
+    todo = phases.of(config)
+    hashes, shorter = _hashes(todo, manifests.digest(manifest))
+    done: dict[str, Result] = {}
+    for phase in todo:
+        directory = run.workdir / phase.name
         found = workdir.done(directory)
-        if found.get("hash") != hashes[name] and sources and context.main:
-            steps = plan.costs(context, done)[name].steps
-            both = (hashes[name], shorter[name])
-            found = workdir.take_over(name, directory, both, steps, sources, say)
-        if found.get("hash") == hashes[name]:
-            done[name] = found
-    todo = [name for name in names if name not in done]
-    if not todo:
-        say("all phases are done.")
-    costs = plan.costs(context, done)
-    if todo:  # what is wrong with arguments or images is told before anything trains
-        for name in todo:
-            if config[name].kind == "train":
-                train.check(context, name)
-        for split in context.manifest.splits:
-            context.canvases(split)
-        costs = plan.timed(context, costs)
-        for line in plan.lines(costs, done):
-            say(line)
-    for name in names:
-        if name in done:
-            context.results[name] = done[name]
-            if todo:
-                say(f"{name}: done before")
+        if found.get("hash") != hashes[phase.name] and sources and run.main:
+            steps = plan.costs(todo, models, data.sizes, done)[phase.name].steps
+            both = (hashes[phase.name], shorter[phase.name])
+            found = workdir.take_over(phase.name, directory, both, steps, sources)
+        if found.get("hash") == hashes[phase.name]:
+            done[phase.name] = found
+    left = [phase for phase in todo if phase.name not in done]
+    if not left:
+        log.info("all phases are done.")
+    else:  # what is wrong with arguments or images is told before anything trains
+        for phase in left:
+            phase.prepare(run, data, models)
+        for split in data.sizes:
+            data.canvases(split)
+        costs, second = plan.costs(todo, models, data.sizes, done), plan.seconds_per_image(models)
+        for line in plan.lines(costs, second, done):
+            log.info(line)
+    for phase in todo:
+        if phase.name in done:
+            run.results[phase.name] = done[phase.name]
+            if left:
+                log.info("%s: done before", phase.name)
             continue
-        context.stop.check()
-        say(f"{name}:")
-        context.later_seconds = plan.later_seconds(costs, todo, name)
+        run.stop.check()
+        log.info("%s:", phase.name)
+        later = left[left.index(phase) + 1 :]
+        run.later_seconds = second * sum(costs[after.name].passes for after in later)
         start = time.monotonic()
-        result = PHASES[config[name].kind](context, name)
+        result = phase.run(run, data, models)
         result |= {
-            "hash": hashes[name],
-            "hash_but_length": shorter[name],
+            "hash": hashes[phase.name],
+            "hash_but_length": shorter[phase.name],
             "seconds": round(time.monotonic() - start, 2),
             "versions": versions(),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        if context.main:
-            write_json(context.directory(name) / "DONE.json", result)
+        if run.main:
+            files.write_json(run.directory(phase.name) / "DONE.json", result)
         if jax.process_count() > 1:  # the others read what the first one has written
-            multihost_utils.sync_global_devices(name)
-        context.results[name] = result
-        say(f"  {name} took {duration(result['seconds'])}")
-    return context.results
+            multihost_utils.sync_global_devices(phase.name)
+        run.results[phase.name] = result
+        log.info("  %s took %s", phase.name, duration(result["seconds"]))
+    return run.results
+
+
+def _hashes(todo: list[Phase], digest: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Of each phase, by name: the hash of all that it depends on, and of all but its own length."""
+    hashes: dict[str, str] = {}
+    shorter: dict[str, str] = {}
+    for phase in todo:
+        hashes[phase.name] = phases.hash_of(phase, hashes, digest)
+        shorter[phase.name] = phases.hash_of(phase, hashes, digest, without=("length",))
+    return hashes, shorter
 
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs between runs, in $JAX_COMPILATION_CACHE_DIR or ~/.cache/fgvc_jax/xla."""
     if not jax.config.jax_compilation_cache_dir:
-        folder = os.environ.get("FGVC_CACHE", "~/.cache/fgvc_jax")
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(f"{folder}/xla"))
+        jax.config.update("jax_compilation_cache_dir", str(files.cache_folder() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 

@@ -1,41 +1,46 @@
 """The run's folder: whose it is, what is done in it, and what can be taken from another one."""
 
-import fcntl
+import contextlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from fgvc_jax import config as configs
+from fgvc_jax import files, phases
 from fgvc_jax.data import manifest as manifests
 from fgvc_jax.errors import UserError
-from fgvc_jax.phases.context import write_json
+
+log = logging.getLogger(__name__)
 
 LENGTHENED = "LENGTHENED.json"  # in a phase that went on from a shorter one of another workdir
 
 
-class Lock:
-    """One run at a time in a workdir; freed by the system when the process dies."""
+@contextlib.contextmanager
+def locked(workdir: Path, main: bool) -> Iterator[None]:
+    """One run at a time in a workdir; the system frees the lock when the process dies.
 
-    def __init__(self, workdir: Path, main: bool):
-        """Args: main, whether this is the process (of several of one run) that writes."""
-        self.path = workdir / ".lock" if main else os.devnull
+    Args:
+      main: whether this is the process (of several of one run) that writes; the others lock nothing.
 
-    def __enter__(self):
-        self.file = open(self.path, "w")
+    Raises:
+      UserError: another run holds it.
+    """
+    if not main:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(files.locked(workdir / ".lock", wait=False))
         except BlockingIOError:
             raise UserError(
-                f"another process is running in {Path(self.path).parent}; wait for it or use another "
-                "--workdir."
+                f"another process is running in {workdir}; wait for it or use another --workdir."
             ) from None
-
-    def __exit__(self, *_):
-        self.file.close()
+        yield
 
 
 def claim(config: ConfigDict, manifest: manifests.Manifest, workdir: Path, main: bool) -> None:
@@ -48,13 +53,7 @@ def claim(config: ConfigDict, manifest: manifests.Manifest, workdir: Path, main:
     # A command that failed before it trained may be corrected in the same place.
     begun = [*workdir.glob("*/model.json"), *workdir.glob("seed_*/*/model.json")]
     if begun and path.exists():
-        old = configs.flat(ConfigDict(json.loads(path.read_text())))
-        new = configs.flat(ConfigDict(json.loads(configs.as_json(config))))
-        different = [
-            f"  {key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and not configs.is_placement(key)
-        ]
+        different = _differences(ConfigDict(json.loads(path.read_text())), config)
         if different:
             more = f"\n  and {len(different) - 10} more" if len(different) > 10 else ""
             raise UserError(
@@ -72,8 +71,23 @@ def claim(config: ConfigDict, manifest: manifests.Manifest, workdir: Path, main:
                 "what they were. Nothing there was touched. Use a new --workdir."
             )
     if main:
-        write_json(path, json.loads(configs.as_json(config)))
+        files.write_text(path, configs.as_json(config) + "\n")
         manifests.save(manifest, workdir / "manifest.json")
+
+
+def _differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """The keys that differ, one line each. A key that one of them lacks counts as at its default there."""
+    there, here = configs.plain(old), configs.plain(new)
+    usual = configs.plain(configs.base())
+    for name in phases.sections(new):
+        own = phases.complete_defaults(new[name])
+        usual |= {f"{name}.{key}": value for key, value in configs.plain(own).items()}
+    lines = []
+    for key in sorted(there.keys() | here.keys()):
+        before, now = (side.get(key, usual.get(key, "absent")) for side in (there, here))
+        if before != now and not configs.is_placement(key):
+            lines.append(f"  {key}: {before!r} there, {now!r} now")
+    return lines
 
 
 def done(directory: Path) -> dict:
@@ -88,7 +102,6 @@ def take_over(
     hashes: tuple[str, str],
     steps: int,
     sources: Sequence[Path],
-    say: Callable[[str], None],
 ) -> dict:
     """Copies a phase from the first source that has the same one; its DONE.json, or {}.
 
@@ -106,15 +119,17 @@ def take_over(
         lengthened = any(source.glob(f"*/{LENGTHENED}"))
         if found and found["hash"] == hashes[0] and not lengthened:
             _copy(there, directory)
-            say(f"{name}: taken from {there}")
+            log.info("%s: taken from %s", name, there)
             return found
     for source in sources:
         there, found = source / name, done(source / name)
         shorter = found.get("hash_but_length") == hashes[1] and 0 < found.get("steps", 0) < steps
         if shorter and not directory.exists():
             _copy(there, directory, without="DONE.json")
-            write_json(directory / LENGTHENED, {"from": str(there), "steps": found["steps"]})
-            say(f"{name}: {found['steps']} steps taken from {there}, which differs in length")
+            files.write_json(directory / LENGTHENED, {"from": str(there), "steps": found["steps"]})
+            log.info(
+                "%s: %s steps taken from %s, which differs in length", name, found["steps"], there
+            )
             return {}
     return {}
 

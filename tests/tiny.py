@@ -1,12 +1,13 @@
 """The pipeline made so small that a whole run takes seconds."""
 
-from fgvc_jax import config as c
 from fgvc_jax import recipes
+from fgvc_jax.config import base
+from fgvc_jax.phases import complete
 
 
-def pipeline(backbone="resnet18", arguments="width=4, depths=(1, 1, 1, 1)"):
-    """FineNet on the digits: 12 steps of fine-tuning, and so on."""
-    config = c.base()
+def pipeline(backbone="resnet18", **arguments):
+    """FineNet on the digits: 12 steps of fine-tuning, and so on. A ResNet-18 is narrow and shallow."""
+    config = base()
     config.data.source = "digits"
     config.data.val_fraction = 0.05
     config.data.test_fraction = 0.75
@@ -14,7 +15,8 @@ def pipeline(backbone="resnet18", arguments="width=4, depths=(1, 1, 1, 1)"):
     config.image.resize = 16
     config.image.crop_scale = (0.6, 1.0)
     config.model.backbone = backbone
-    config.model.arguments = arguments
+    narrow = {"width": 4, "depths": (1, 1, 1, 1)} if backbone == "resnet18" else {}
+    config.model.arguments = narrow | arguments
     config.log.every = "4 steps"
     config.log.tensorboard = False
     recipes.finer(
@@ -22,13 +24,20 @@ def pipeline(backbone="resnet18", arguments="width=4, depths=(1, 1, 1, 1)"):
         finetune={
             "length": "12 steps",
             "batch": 16,
-            "eval_every": "4 steps",
-            "learning_rate": 0.05,
+            "validation": {"every": "4 steps"},
+            "optimizer": {"learning_rate": 0.05},
         },
         mine={"top_classes": 3, "sheet_rows": 2},
-        pairs={"length": "8 steps", "learning_rate": 0.01, "eval_every": "4 steps"},
-        retrain={"length": "4 steps", "freeze": recipes.BACKBONE, "learning_rate": 0.05},
+        pairs={
+            "length": "8 steps",
+            "optimizer": {"learning_rate": 0.01},
+            "validation": {"every": "4 steps"},
+        },
+        retrain={
+            "length": "4 steps",
+            "optimizer": {"learning_rate": 0.05, "freeze": recipes.BACKBONE},
+        },
     )
-    config.control.eval_every = "100 %"
+    config.control.validation.every = "100 %"
     config.evaluate.batch = 64
-    return config
+    return complete(config)

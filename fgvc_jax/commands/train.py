@@ -3,16 +3,17 @@
 The same as `python launch.py`.
 """
 
+import ast
 import os
 import re
 import sys
 from pathlib import Path
 
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from fgvc_jax.config import as_json
-from fgvc_jax.errors import UserError, did_you_mean
+from fgvc_jax.errors import UserError, choose, did_you_mean
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def main() -> None:
     )
     flags.DEFINE_bool("help", False, "Print this.", short_name="h", flag_values=values)
 
-    rest = _parse(values)
+    rest, arguments = _parse(values)
     if values.help:
         print(f"usage: {__doc__}", values.get_help(), sep="\n")
         return
@@ -49,7 +50,7 @@ def main() -> None:
         raise UserError(f"unexpected argument {rest[0]!r}. A flag is written --name=value.")
     if values.config is None:
         raise UserError("no config: pass --config=configs/quickstart.py, for instance.")
-    config = values.config
+    config = _with_arguments(values.config, arguments)
     if values.print_config:
         print(as_json(config))
         return
@@ -58,21 +59,37 @@ def main() -> None:
     if values.distributed:
         _start_distributed()
     from fgvc_jax.run import run
+    from fgvc_jax.tracking.logs import to_stdout
 
     logging.set_verbosity(logging.ERROR)  # the libraries' own remarks
+    to_stdout()
     run(config, values.workdir, dry_run=values.dry_run, reuse=values.reuse)
 
 
-def _parse(values: flags.FlagValues) -> list[str]:
-    """The arguments that are not flags; UserError for a flag, key, value or file that is wrong."""
-    for argument in sys.argv[1:]:
-        name, _, value = argument.lstrip("-").partition("=")
+def _parse(values: flags.FlagValues) -> tuple[list[str], dict[str, str]]:
+    """What is neither a flag nor an argument of a backbone or method, and these arguments by key.
+
+    Raises:
+      UserError: for a flag, key, value or file that is wrong.
+    """
+    command, arguments = sys.argv[:1], {}
+    for word in sys.argv[1:]:
+        name, _, value = word.lstrip("-").partition("=")
         path = Path(value.partition(":")[0])
         if name == "config" and not path.is_file():
             there = sorted(p.name for p in path.parent.glob("*.py"))
             raise UserError(f"no config file {path}{did_you_mean(path.name, there)}")
+        if name == "config":
+            sys.path.insert(
+                0, str(path.resolve().parent)
+            )  # a config may import the files beside it
+        # Known only when the backbone and the methods are, which other flags may set.
+        if re.fullmatch(r"config\.\w+\.arguments\.\w+", name) and "=" in word:
+            arguments[name.removeprefix("config.")] = value
+        else:
+            command.append(word)
     try:
-        return values(sys.argv)[1:]
+        return values(command)[1:], arguments
     except flags.Error as error:
         raise UserError(str(error)) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -82,6 +99,22 @@ def _parse(values: flags.FlagValues) -> list[str]:
         if near:
             text = f"there is no config key {near[2]!r}; did you mean {near[1]!r}?"
         raise UserError(text) from None
+
+
+def _with_arguments(config: ConfigDict, given: dict[str, str]) -> ConfigDict:
+    """The config with all arguments of its backbone and methods, those of the command line in their places."""
+    from fgvc_jax.phases import complete, sections
+
+    with config.unlocked():
+        for key, text in given.items():
+            name, _, argument = key.partition(".arguments.")
+            choose(name, ["model", *sections(config)], f"--config.{key}: section")
+            try:
+                value = ast.literal_eval(text)
+            except (SyntaxError, ValueError):
+                value = text  # a bare word
+            config[name].arguments[argument] = value
+    return complete(config)
 
 
 def _start_distributed() -> None:

@@ -17,9 +17,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from fgvc_jax.data import sampler
 from fgvc_jax.data.cache import Canvases, Decoded
 
-AXES = ("data", "model")
+AXES = ("data", "fsdp")
 THREADS = min(8, os.cpu_count() or 1)  # each makes a whole batch
 BATCH = P(AXES)  # the batch axis is split over all devices of the mesh
 
@@ -106,11 +107,11 @@ class Feed:
         side = self.views[0].side
         return result | {"pixels": send(0, side, side, 3), "sizes": send(1, 2)}
 
-    def stream(self, sampler: grain.MapDataset, examples: dict[str, np.ndarray]) -> Iterator[dict]:
-        """Batches for every entry of the sampler, made ahead of time by threads.
+    def stream(self, order: grain.MapDataset, examples: dict[str, np.ndarray]) -> Iterator[dict]:
+        """Batches for every entry of the order, made ahead of time by threads.
 
         Args:
-          sampler: its entries are int [B] rows of `examples`.
+          order: its entries are int [B] rows of `examples`.
           examples: 'index' int [E, V], and further columns with leading axis E.
         """
 
@@ -118,7 +119,14 @@ class Feed:
             return self.batch(**{name: column[rows] for name, column in examples.items()})
 
         options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=2 * THREADS)
-        return iter(sampler.map(make).to_iter_dataset(options))
+        return iter(order.map(make).to_iter_dataset(options))
+
+    def in_order(self, index: np.ndarray, batch: int) -> Iterator[tuple]:
+        """Every example of an index int [N, V] once: (pixels, sizes, mask bool [B]), the last batch padded."""
+        batches = sampler.in_order(len(index), batch)
+        order = grain.MapDataset.source([rows for rows, _ in batches])
+        for number, examples in enumerate(self.stream(order, {"index": index})):
+            yield *gather(self.resident, examples, self.mesh), batches[number][1]
 
 
 @functools.partial(jax.jit, static_argnames="mesh")

@@ -11,6 +11,9 @@ from fgvc_jax.data.split import carve
 from fgvc_jax.data.tfds import read as tfds
 from fgvc_jax.errors import UserError
 
+ORIGINALS = ("cub", "cars", "aircraft")
+SOURCES = ("folder", "list", "inaturalist", *ORIGINALS, "competition", "tfds", "digits")
+
 
 def load(data: ConfigDict, say: Callable[[str], None] = print) -> manifests.Manifest:
     """`config.data` -> a checked manifest.
@@ -59,7 +62,7 @@ def _read(data: ConfigDict, say: Callable[[str], None]) -> manifests.Manifest:
     if data.source in ("list", "inaturalist"):
         read = sources.image_list if data.source == "list" else sources.inaturalist
         return read(place, images=data.images and root(data.images), say=say)
-    if data.source in ("cub", "cars", "aircraft"):
+    if data.source in ORIGINALS:
         return sources.original(data.source, place, say=say)
     if data.source == "competition":
         return sources.competition(place, say=say)

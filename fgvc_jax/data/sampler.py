@@ -7,6 +7,7 @@ import numpy as np
 
 from fgvc_jax.errors import UserError
 
+NAMES = ("shuffled", "balanced", "classes_by_images")
 STEPS = 2**31  # of an endless stream
 
 

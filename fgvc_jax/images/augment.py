@@ -15,6 +15,8 @@ from fgvc_jax.ops.crop import Interpolation, crop_resize
 _CROP, _FLIP, _AUGMENT, _JITTER, _BLUR, _SHARPEN = range(6)
 
 _POLICIES = {"trivial_augment_wide": trivial_augment, "auto_augment": auto_augment}
+AUGMENTS = ("none", *_POLICIES)
+CROPS = ("random_resized", "random")
 
 
 class View(NamedTuple):

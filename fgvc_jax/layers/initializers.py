@@ -42,3 +42,18 @@ def normal(std: float):
 def kaiming_fan_out(kernel_size: int, outputs: int):
     """Normal with variance 2 / (kernel_size^2 * outputs): He et al. 2015, as in torchvision's nets."""
     return normal(math.sqrt(2 / (kernel_size**2 * outputs)))
+
+
+def torch_uniform(fan_in: int):
+    """Initializer (key, shape, dtype) -> uniform within +-1 / sqrt(fan_in), torch's default for a bias.
+
+    Biases elsewhere start at 0. torch draws those of its linear and convolution layers so; the difference
+    is gone after a few steps, but code that repeats an original to the letter may want it.
+    """
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+        del out_sharding  # part of nnx's signature
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init

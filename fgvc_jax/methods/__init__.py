@@ -1,42 +1,49 @@
-"""Methods: one file each, a class `Method` around any backbone.
+"""Methods: one file each, a class `Method` around any backbone; `_base.py` holds their contract.
 
-A method is an `nnx.Module` with
-
-- `task`: 'classify' or 'verify' (same/different pairs); it picks the evaluation and the metric that "best
-  by validation" means;
-- `updates`: a tuple of update(module, batch, carry, rngs, progress) -> (loss, carry, metrics), each one an
-  optimizer update with a forward of its own;
-- `predict(images) -> {'scores': ..., 'embedding': ...}`: class scores [B, C] or a same/different logit [B],
-  and the backbone's embedding [B, D];
-- `views`: how many images an example has.
-
-It is made by `Method(backbone, num_classes, rngs=..., dtype=..., param_dtype=..., **arguments)` and sized
-from `backbone.info`, never from a name.
+Files with a leading underscore are shared parts. A method of one's own is a file anywhere, named by its path.
 """
 
-import importlib
 import inspect
-import pkgutil
 
 from flax import nnx
 
-from fgvc_jax.errors import choose
+from fgvc_jax import modules
+from fgvc_jax.errors import UserError, choose
+from fgvc_jax.methods._base import Context, Cost, Method
+
+__all__ = ["Context", "Cost", "Method", "arguments", "create", "get", "names"]
+
+COMMON = ("self", "backbone", "num_classes", "image_size", "rngs", "dtype", "param_dtype")
 
 
 def names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return modules.names("methods")
 
 
-def get(name: str) -> type[nnx.Module]:
-    """The class of a method; UserError with the nearest name where there is none."""
-    choose(name, names(), "method")
-    return importlib.import_module(f"fgvc_jax.methods.{name}").Method
+def get(name: str, where: str = "method") -> type[Method]:
+    """The class of a method, by name or by the path of a .py file.
+
+    Raises:
+      UserError: no such method (the nearest is named), or a file without a subclass of it called `Method`.
+    """
+    found = getattr(modules.load("methods", name, where), "Method", None)
+    if not (inspect.isclass(found) and issubclass(found, Method)):
+        raise UserError(
+            f"{where} = {name!r} defines no class Method(fgvc_jax.methods.Method); see docs/add_a_method.md."
+        )
+    return found
 
 
-def create(name: str, backbone: nnx.Module, num_classes: int, **arguments) -> nnx.Module:
+def arguments(name: str, where: str = "method") -> dict[str, object]:
+    """The arguments of a method with their defaults."""
+    parameters = inspect.signature(get(name, where).__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.name not in COMMON}
+
+
+def create(name: str, backbone: nnx.Module, num_classes: int, **given) -> Method:
     """A method by name; UserError for an argument that it does not take."""
-    method = get(name)
-    known = set(inspect.signature(method.__init__).parameters) - {"self", "backbone", "num_classes"}
-    for argument in arguments:
-        choose(argument, known, f"argument of method {name!r}:")
-    return method(backbone, num_classes, **arguments)
+    method, known = get(name), arguments(name)
+    for argument in given:
+        if argument not in COMMON:
+            choose(argument, known, f"argument of method {name!r}:")
+    return method(backbone, num_classes, **given)

@@ -1,49 +1,51 @@
 """The plain classifier: backbone, pooled features, one linear layer, cross-entropy."""
 
 import jax.numpy as jnp
-from flax import nnx
 
+from fgvc_jax.errors import choose
+from fgvc_jax.methods._base import Method as Base
+from fgvc_jax.methods._base import accuracy, torch_linear
 from fgvc_jax.ops.losses import cross_entropy
 
 
-def update(module, batch, carry, rngs, progress):
-    """One update on batch['image'] [B, S, S, 3] and batch['label'] int [B]."""
-    logits = module.head(module.backbone(batch["image"]).pooled)
-    loss = cross_entropy(logits, batch["label"], module.label_smoothing)
-    accuracy = jnp.mean(jnp.argmax(logits, axis=1) == batch["label"])
-    return loss, carry, {"accuracy": accuracy}
-
-
-class Method(nnx.Module):
-    task = "classify"
-    views = 1
-    updates = (update,)
-
+class Method(Base):
     def __init__(
         self,
         backbone,
         num_classes,
         *,
+        image_size,
         rngs,
         dtype=jnp.float32,
         param_dtype=jnp.float32,
         label_smoothing=0.0,
+        bias_init="zeros",
     ):
+        """Arguments of its own:
+        label_smoothing: the share of the target that is spread evenly over all classes, 0 to below 1.
+        bias_init: of the linear layer, 'zeros' or 'torch' (uniform, torch's default).
+        """
         if not 0 <= label_smoothing < 1:  # TypeError for what is no number
             raise ValueError(f"label_smoothing={label_smoothing} must lie in 0 to below 1")
+        choose(bias_init, ("zeros", "torch"), "argument of method 'baseline': bias_init")
         self.backbone = backbone
-        self.head = nnx.Linear(
+        self.head = torch_linear(
             backbone.info.width,
             num_classes,
-            # torch's default for a linear layer, and small enough not to disturb pretrained features
-            kernel_init=nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+            bias=bias_init,
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=rngs,
         )
         self.label_smoothing = label_smoothing
 
-    def predict(self, images):
+    def update(self, batch, carry, context):
+        """One update on batch['image'] [B, S, S, 3] and batch['label'] int [B]."""
+        logits = self.head(self.backbone(batch["image"]).pooled)
+        loss = cross_entropy(logits, batch["label"], self.label_smoothing)
+        return loss, carry, {"accuracy": accuracy(logits, batch["label"])}
+
+    def predict(self, images, edit=None):
         """Images [B, S, S, 3] -> class scores (logits) [B, C] and the embedding [B, D]."""
-        pooled = self.backbone(images).pooled
+        pooled = self.backbone(images, edit=edit).pooled
         return {"scores": self.head(pooled), "embedding": pooled}

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fgvc_jax.errors import choose
+from fgvc_jax.layers.initializers import torch_uniform
 from fgvc_jax.layers.norm import BatchNorm
+from fgvc_jax.methods._base import Method as Base
 from fgvc_jax.ops.losses import binary_cross_entropy
 
 INITS = {
@@ -22,11 +24,14 @@ class Comparator(nnx.Module):
     """Linear 192, BatchNorm, GELU, Linear h, BatchNorm, GELU, Linear 2, Linear 1 -> logit [B]."""
 
     def __init__(self, width, hidden, init, *, rngs, dtype, param_dtype):
+        torch = init == "torch"
+
         def linear(inputs, outputs):
             return nnx.Linear(
                 inputs,
                 outputs,
                 kernel_init=INITS[init],
+                bias_init=torch_uniform(inputs) if torch else nnx.initializers.zeros_init(),
                 dtype=dtype,
                 param_dtype=param_dtype,
                 rngs=rngs,
@@ -47,23 +52,17 @@ class Comparator(nnx.Module):
         return self.fc4(self.fc3(x))[:, 0]
 
 
-def update(module, batch, carry, rngs, progress):
-    """One update on batch['image'] [B, 2, S, S, 3] and batch['label'] [B], 1 for the same class."""
-    logits = module.compare(batch["image"])
-    loss = binary_cross_entropy(logits, batch["label"])
-    return loss, carry, {"accuracy": jnp.mean((logits > 0) == (batch["label"] == 1))}
-
-
-class Method(nnx.Module):
-    task = "verify"
-    views = 2
-    updates = (update,)
+class Method(Base):
+    evaluator = "verify"
+    trains_on = "pairs"
+    images_per_example = 2
 
     def __init__(
         self,
         backbone,
         num_classes,
         *,
+        image_size,
         rngs,
         dtype=jnp.float32,
         param_dtype=jnp.float32,
@@ -84,22 +83,29 @@ class Method(nnx.Module):
         )
         self.joint = joint
 
-    def compare(self, images):
+    def update(self, batch, carry, context):
+        """One update on batch['image'] [B, 2, S, S, 3] and batch['label'] [B], 1 for the same class."""
+        logits = self.compare(batch["image"])
+        loss = binary_cross_entropy(logits, batch["label"])
+        return loss, carry, {"accuracy": jnp.mean((logits > 0) == (batch["label"] == 1))}
+
+    def compare(self, images, edit=None):
         """Images [B, 2, S, S, 3] (query, neighbour) -> logit [B]."""
         if self.joint:
-            both = self.backbone(images.reshape(-1, *images.shape[2:])).pooled
+            both = self.backbone(images.reshape(-1, *images.shape[2:]), edit=edit).pooled
             both = both.reshape(*images.shape[:2], -1)
             return self.comparator(both[:, 0], both[:, 1])
         return self.comparator(
-            self.backbone(images[:, 0]).pooled, self.backbone(images[:, 1]).pooled
+            self.backbone(images[:, 0], edit=edit).pooled,
+            self.backbone(images[:, 1], edit=edit).pooled,
         )
 
     def same(self, query, neighbour):
         """Embeddings [B, D] of queries and neighbours -> logit of "same class" [B]."""
         return self.comparator(query, neighbour)
 
-    def predict(self, images):
+    def predict(self, images, edit=None):
         """Images [B, 2, S, S, 3] -> the logit of "same class" [B]; [B, S, S, 3] -> embedding [B, D] only."""
         if images.ndim == 4:
-            return {"embedding": self.backbone(images).pooled}
-        return {"scores": self.compare(images)}
+            return {"embedding": self.backbone(images, edit=edit).pooled}
+        return {"scores": self.compare(images, edit)}

@@ -1,40 +1,80 @@
 """An embedding phase: whole splits through a trained model, saved as plain arrays."""
 
-import numpy as np
+import logging
 
-from fgvc_jax.phases.context import Context
+import numpy as np
+from ml_collections import ConfigDict
+
+from fgvc_jax import methods
+from fgvc_jax.errors import UserError, at_least, choose
+from fgvc_jax.phases._base import Cost, Read, Result
+from fgvc_jax.phases._base import Phase as Base
+from fgvc_jax.phases._data import Data
+from fgvc_jax.phases._models import Models
+from fgvc_jax.phases._run import Run
 from fgvc_jax.phases.train import phase_seed
+from fgvc_jax.train import mesh as meshes
+from fgvc_jax.train import tree
 from fgvc_jax.train.predict import predict_all
 
+log = logging.getLogger(__name__)
 
-def run(context: Context, name: str) -> dict:
-    """Writes <split>_embedding.npy [N, D] and <split>_scores.npy [N, C] (logits) for train and val.
 
-    With view 'train' the images are augmented as in training, and train is drawn twice: the second draw,
-    'gallery', is what queries are compared with.
-    """
-    section = context.config[name]
-    _, module, weights = context.trained_model(section.model, section.model_from)
-    folder = context.directory(name)
-    random = section.view == "train"
-    passes = [("train", "train")] + ([("gallery", "train")] if random else [])
-    if "val" in context.manifest.splits:
-        passes.append(("val", "val"))
-    images = 0
-    for file, split in passes:
-        count = len(context.manifest.splits[split].labels)
-        outputs = predict_all(
-            context.predictor(module, random),
-            weights,
-            context.feed([split]),
-            np.arange(count)[:, None],
-            section.batch,
-            seed=phase_seed(context.config.seed, f"{name}/{file}"),
-            check=context.stop.check,
-        )
-        images += count
-        if context.main:
-            np.save(folder / f"{file}_embedding.npy", outputs["embedding"].astype(np.float32))
-            np.save(folder / f"{file}_scores.npy", outputs["scores"].astype(np.float32))
-    context.say(f"  {images:,} images embedded, {outputs['embedding'].shape[1]} numbers each")
-    return {"images_forward": images, "width": int(outputs["embedding"].shape[1])}
+class Phase(Base):
+    @staticmethod
+    def defaults() -> ConfigDict:
+        section = ConfigDict()
+        section.model = "finetune"  # the training phase whose model embeds
+        section.checkpoint = "best"  # of that phase, or 'last'
+        section.batch = 64
+        section.augment = False  # random augmentation, as in training; train is then drawn twice
+        return section
+
+    def reads(self) -> list[Read]:
+        return [Read(self.section.model, "train")]
+
+    def check(self) -> None:
+        section, where = self.section, f"config.{self.name}"
+        choose(section.checkpoint, ("best", "last"), f"{where}.checkpoint")
+        at_least(section.batch, 1, f"{where}.batch")
+        method = self.config[section.model].method
+        if methods.get(method).evaluator != "classify":
+            raise UserError(
+                f"phase {self.name!r} reads {section.model!r}, whose method {method!r} gives no class scores."
+            )
+
+    def prepare(self, run: Run, data: Data, models: Models) -> None:
+        meshes.check_batch(self.section.batch, data.mesh, f"config.{self.name}.batch")
+
+    def cost(self, models: Models, sizes: dict[str, int], known: dict[str, Result]) -> Cost:
+        images = sizes["train"] * (2 if self.section.augment else 1) + sizes.get("val", 0)
+        return Cost(forward=images, passes=images)
+
+    def run(self, run: Run, data: Data, models: Models) -> Result:
+        """Writes <split>_embedding.npy [N, D] and <split>_scores.npy [N, C] (logits) for train and val.
+
+        With `augment` the images are augmented as in training, and train is drawn twice: the second draw,
+        'gallery', is what queries are compared with.
+        """
+        section, folder = self.section, run.directory(self.name)
+        _, module, weights = models.trained(section.model, section.checkpoint)
+        predict = models.predictor(tree.split(module)[0], section.augment)
+        passes = [("train", "train")] + ([("gallery", "train")] if section.augment else [])
+        if "val" in data.sizes:
+            passes.append(("val", "val"))
+        images = 0
+        for file, split in passes:
+            outputs = predict_all(
+                predict,
+                weights,
+                data.whole(split, section.batch),
+                seed=phase_seed(self.config.seed, f"{self.name}/{file}"),
+                check=run.stop.check,
+            )
+            images += data.sizes[split]
+            if run.main:
+                np.save(folder / f"{file}_embedding.npy", outputs["embedding"].astype(np.float32))
+                np.save(folder / f"{file}_scores.npy", outputs["scores"].astype(np.float32))
+        width = int(outputs["embedding"].shape[1])
+        log.info("  %s images embedded, %s numbers each", f"{images:,}", width)
+        return {"images_forward": images, "width": width}

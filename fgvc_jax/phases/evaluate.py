@@ -1,182 +1,73 @@
-"""The evaluation phase: every classifier on validation and test, beside two rows that cost nothing."""
+"""The evaluation phase: every trained model on validation and test, each kind by its evaluator."""
 
-import jax
-import numpy as np
+from ml_collections import ConfigDict
 
-from fgvc_jax import methods
-from fgvc_jax.metrics import classification as metrics
-from fgvc_jax.metrics.knn import knn_accuracy
-from fgvc_jax.mining import rerank as reranking
-from fgvc_jax.phases.context import Context, write_json
+from fgvc_jax import evaluators, methods
+from fgvc_jax.errors import UserError, at_least
+from fgvc_jax.evaluators._scorer import Scorer
+from fgvc_jax.phases._base import Cost, Read, Result
+from fgvc_jax.phases._base import Phase as Base
+from fgvc_jax.phases._data import Data
+from fgvc_jax.phases._models import Models
+from fgvc_jax.phases._run import Run
 from fgvc_jax.train import mesh as meshes
-from fgvc_jax.train import tree
-from fgvc_jax.train.predict import predict_all
 
 
-def run(context: Context, name: str) -> dict:
-    """Writes by classifier and split scores.npy, per_class.csv, confusion_matrix.csv, confusions.json.
+class Phase(Base):
+    @staticmethod
+    def defaults() -> ConfigDict:
+        section = ConfigDict()
+        # Training phases; () = all that come before, comparators aside.
+        section.models = ()
+        section.batch = 64
+        section.neighbours = 5  # of the kNN row
+        # Two classifiers for the paired test and its verdict, if both ran: the pipeline's and its control's.
+        section.compare = ("retrain", "control")
+        # The first of them re-ranked by this phase's comparator, if it ran, among so many classes; '' = no.
+        section.rerank = "pairs"
+        section.rerank_classes = 5
+        return section
 
-    Validation chooses the checkpoint; the test split is only read. The last checkpoint is scored too.
-
-    Returns:
-      {'rows': [{'name', 'val': {...}, 'test': {...}, 'last_test': ...}, ...], and with a pipeline and its
-      control 'comparison': {'pipeline', 'control', 'split', 'count', 'b', 'c', 'p'}}.
-    """
-    section, config = context.config[name], context.config
-    splits = [s for s in ("val", "test") if s in context.manifest.splits]
-    classes = len(context.manifest.classes)
-    models = list(section.models) or [
-        phase
-        for phase in context.results
-        if config[phase].kind == "train" and methods.get(config[phase].method).task == "classify"
-    ]
-    rows = _free_rows(context, section, splits, models)
-    scores: dict[str, dict[str, np.ndarray]] = {}
-    for phase in models:
-        row = {"name": phase}
-        chosen = context.results[phase]["validation"]
-        for which in ("best", "last"):
-            if which == "last" and chosen["last"]["step"] == chosen["best"]["step"]:
-                row |= {f"last_{split}": row[split] for split in splits}
-                continue
-            _, module, weights = context.trained_model(phase, which)
-            for split in splits:
-                found = _predict(context, module, weights, split, section.batch)["scores"]
-                labels = context.manifest.splits[split].labels
-                measured = metrics.classification(found, labels, classes)
-                row[split if which == "best" else f"last_{split}"] = measured
-                if which == "best":
-                    scores.setdefault(phase, {})[split] = found
-        rows.append(row)
-    pipeline, control = section.compare
-    if section.rerank in context.results and pipeline in scores:
-        name_of_row = f"{pipeline}, re-ranked"
-        scores[name_of_row] = _rerank(context, section, scores[pipeline])
-        rows.append({"name": name_of_row})
-        for split, found in scores[name_of_row].items():
-            labels = context.manifest.splits[split].labels
-            rows[-1][split] = metrics.classification(found, labels, classes)
-    result = {"rows": rows}
-    if pipeline in scores and control in scores:
-        split = "test" if "test" in splits else "val"
-        labels = context.manifest.splits[split].labels
-        right = [scores[phase][split].argmax(axis=1) == labels for phase in (pipeline, control)]
-        result["comparison"] = {"pipeline": pipeline, "control": control, "split": split}
-        result["comparison"] |= {"count": len(labels)} | metrics.mcnemar(*right)
-    if context.main:
-        for phase, by_split in scores.items():
-            for split, found in by_split.items():
-                folder = context.directory(name) / phase.replace(", ", "_") / split
-                _write(context, folder, found, context.manifest.splits[split].labels)
-    return result
-
-
-def _rerank(context: Context, section, scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """By split, the classifier's scores weighed by the comparator's; gallery and neighbours are its own."""
-    _, module, weights = context.trained_model(section.rerank, "best")
-
-    def embed(split: str) -> np.ndarray:
-        return _predict(context, module, weights, split, section.batch)["embedding"]
-
-    static, _, _ = tree.split(module)
-    same = jax.jit(lambda weights, q, n: tree.merge(static, **weights).same(q, n))
-    gallery, gallery_labels = embed("train"), context.manifest.splits["train"].labels
-    result = {}
-    for split, classifier in scores.items():
-        queries = embed(split)
-        classes, nearest = reranking.candidates(
-            classifier, queries, gallery, gallery_labels, section.rerank_classes
+    def reads(self) -> list[Read]:
+        trained = [name for name in self.before if self.config[name].kind == "train"]
+        named = (
+            [self.section.models] if isinstance(self.section.models, str) else self.section.models
         )
-        columns = [  # one candidate of every query at a time; -1 picks a row that is then masked
-            np.where(column >= 0, np.asarray(same(weights, queries, gallery[column])), -np.inf)
-            for column in nearest.T
-        ]
-        result[split] = reranking.rerank(classifier, classes, np.stack(columns, axis=1))
-    return result
+        return [Read(name, "train") for name in dict.fromkeys([*named, *trained])]
 
+    def check(self) -> None:
+        section, where = self.section, f"config.{self.name}"
+        if not self._models():
+            raise UserError(f"phase {self.name!r}: nothing that it can score is trained before it.")
+        for key in ("batch", "neighbours", "rerank_classes"):
+            at_least(section[key], 1, f"{where}.{key}")
+        if len(section.compare) != 2:
+            raise UserError(f"{where}.compare = {section.compare!r}; name two phases.")
 
-def _predict(context: Context, module, weights, split: str, batch: int) -> dict[str, np.ndarray]:
-    index = np.arange(len(context.manifest.splits[split].labels))[:, None]
-    predict = context.predictor(module)
-    return predict_all(
-        predict, weights, context.feed([split]), index, batch, check=context.stop.check
-    )
+    def prepare(self, run: Run, data: Data, models: Models) -> None:
+        meshes.check_batch(self.section.batch, data.mesh, f"config.{self.name}.batch")
 
+    def cost(self, models: Models, sizes: dict[str, int], known: dict[str, Result]) -> Cost:
+        images = 4 * (sizes.get("val", 0) + sizes.get("test", 0)) + sizes["train"]
+        return Cost(forward=images, passes=images)
 
-def _free_rows(context: Context, section, splits, models) -> list[dict]:
-    """The commonest training class, and a kNN vote on the features that training started from."""
-    labels = {split: s.labels for split, s in context.manifest.splits.items()}
-    majority = {"name": "majority class"}
-    neighbours = {"name": f"kNN (k={section.neighbours}), starting features"}
-    module = context.starting_model(context.describe(context.config[models[0]]))
-    _, params, stats = tree.split(module)
-    weights = {"params": params, "stats": stats}
-    weights = jax.device_put(weights, meshes.shardings(weights, context.mesh))
-    embedded = {
-        split: _predict(context, module, weights, split, section.batch)["embedding"]
-        for split in ("train", *splits)
-    }
-    for split in splits:
-        majority[split] = {"top1": metrics.majority(labels["train"], labels[split])}
-        vote = knn_accuracy(
-            embedded[split],
-            labels[split],
-            embedded["train"],
-            labels["train"],
-            ks=(section.neighbours,),
+    def run(self, run: Run, data: Data, models: Models) -> Result:
+        """Each evaluator's rows; see `final` in the files of fgvc_jax/evaluators."""
+        scorer = Scorer(run, data, models, self.section, run.directory(self.name))
+        result: Result = {}
+        for evaluator, names in self._models().items():
+            result |= evaluators.get(evaluator).final(scorer, names)
+        return result
+
+    def _models(self) -> dict[str, list[str]]:
+        """The phases to score, by evaluator."""
+        given = (
+            [self.section.models] if isinstance(self.section.models, str) else self.section.models
         )
-        neighbours[split] = {"top1": vote[f"knn{section.neighbours}"]}
-    return [majority, neighbours]
-
-
-def _write(context: Context, folder, scores, labels) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    classes = context.manifest.classes
-    np.save(folder / "scores.npy", scores.astype(np.float32))
-    metrics.write_per_class_csv(
-        folder / "per_class.csv", metrics.per_class(scores, labels, classes)
-    )
-    metrics.write_confusion_csv(folder / "confusion_matrix.csv", scores, labels, classes)
-    write_json(
-        folder / "confusions.json", {"confusions": metrics.confusions(scores, labels, classes)}
-    )
-
-
-def table(rows: list[dict], splits: list[str]) -> list[str]:
-    """The rows as lines of text: top-1 in percent with its 95 % interval, and what else was measured."""
-    head = f"  {'':<32}{'val top-1':>10}"
-    if "test" in splits:
-        head += f"{'test top-1':>12}{'95 % interval':>17}{'top-5':>8}"
-        head += f"{'by class':>10}{'F1':>7}{'last epoch':>12}"
-    lines = [head]
-    for row in rows:
-        line = f"  {row['name']:<32}"
-        line += f"{100 * row['val']['top1']:>10.2f}" if "val" in row else f"{'-':>10}"
-        test = row.get("test")
-        if test:
-            line += f"{100 * test['top1']:>12.2f}"
-        if test and "macro_f1" in test:
-            interval = f"{100 * test['top1_low']:.2f} - {100 * test['top1_high']:.2f}"
-            line += f"{interval:>17}{100 * test['top5']:>8.2f}"
-            line += f"{100 * test['mean_class_accuracy']:>10.2f}{100 * test['macro_f1']:>7.2f}"
-            last = row.get("last_test")
-            line += f"{100 * last['top1']:>12.2f}" if last else f"{'-':>12}"
-        lines.append(line)
-    return lines
-
-
-def is_better(comparison: dict, alpha: float = 0.05) -> bool:
-    """Whether the pipeline is better than its control by an exact McNemar test."""
-    return comparison["p"] < alpha and comparison["b"] > comparison["c"]
-
-
-def verdict(comparison: dict) -> str:
-    """One plain line on whether the pipeline is better than its control."""
-    b, c, p, count = (comparison[key] for key in ("b", "c", "p", "count"))
-    swapped = comparison | {"b": c, "c": b}
-    word = "better than" if is_better(comparison) else "not better than"
-    word = "worse than" if is_better(swapped) else word
-    return (
-        f"  The pipeline ({comparison['pipeline']}) is {word} the {comparison['control']} (p={p:.2g}): "
-        f"of {count:,} {comparison['split']} images {b} are right only with it, {c} only without."
-    )
+        found: dict[str, list[str]] = {}
+        for name in given or self.before:
+            if self.config[name].kind == "train":
+                evaluator = methods.get(self.config[name].method).evaluator
+                if given or evaluator != "verify":
+                    found.setdefault(evaluator, []).append(name)
+        return found

@@ -78,7 +78,7 @@ class Checkpoints:
         return {**items["weights"], **items["training"]}
 
     def restore_weights(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
-        """{'params', 'stats'} alone; `like` holds jax.ShapeDtypeStruct with shardings."""
+        """{'params', 'batch_stats'} alone; `like` holds jax.ShapeDtypeStruct with shardings."""
         args = ocp.args.Composite(weights=ocp.args.StandardRestore(like))
         return self.manager.restore(step, args=args)["weights"]
 
@@ -90,7 +90,7 @@ class Checkpoints:
 
 def _parts(state: dict[str, Any]) -> tuple[dict, dict]:
     """(weights, rest): the weights to use are the moving average where there is one."""
-    used = ("ema",) if "ema" in state else ("params", "stats")
+    used = ("ema",) if "ema" in state else ("params", "batch_stats")
     weights = state["ema"] if "ema" in state else {name: state[name] for name in used}
     return weights, {name: part for name, part in state.items() if name not in used}
 

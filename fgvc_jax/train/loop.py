@@ -4,83 +4,75 @@ Metrics of a step are read after the next one has been dispatched. Before a chec
 are read, so that nothing that came out of a NaN is ever saved.
 """
 
-import dataclasses
 import math
 import signal
-import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import NamedTuple
 
 import jax
 
 from fgvc_jax.errors import UserError
 from fgvc_jax.tracking.progress import Progress
+from fgvc_jax.tracking.timers import Seconds
 from fgvc_jax.tracking.writers import Writer
-from fgvc_jax.train import course
+from fgvc_jax.train import plateau
 from fgvc_jax.train.checkpoint import METRIC, Checkpoints
+from fgvc_jax.train.plateau import Patience
+from fgvc_jax.train.step import State
 from fgvc_jax.train.stop import Interrupted, Stop
 
 
-@dataclasses.dataclass
-class Seconds:
-    """Wall time of a phase by kind."""
+class Milestones(NamedTuple):
+    """Where a phase begins and ends, and what happens on the way, in steps.
 
-    compile: float = 0.0
-    data_wait: float = 0.0
-    steps: float = 0.0
-    evaluate: float = 0.0
-    save: float = 0.0
+    Attributes:
+      first: steps already done.
+      total: of the whole phase.
+      evaluate: validation and a checkpoint at its multiples and at the end.
+      log: a line of metrics at its multiples.
+      keep: a checkpoint at its multiples too; 0 = none.
+    """
 
-    def measure(self, kind: str) -> "_Timer":
-        return _Timer(self, kind)
+    first: int
+    total: int
+    evaluate: int
+    log: int
+    keep: int = 0
 
 
-class _Timer:
-    def __init__(self, seconds: Seconds, kind: str):
-        self.seconds, self.kind = seconds, kind
+class Tracker(NamedTuple):
+    """Who is told how far it is: the bar, the timers and, in the first process, the files."""
 
-    def __enter__(self):
-        self.start = time.monotonic()
-
-    def __exit__(self, *_):
-        passed = time.monotonic() - self.start
-        setattr(self.seconds, self.kind, getattr(self.seconds, self.kind) + passed)
+    progress: Progress
+    seconds: Seconds
+    writer: Writer | None = None
 
 
 def fit(
-    state: dict[str, Any],
-    *,
+    state: State,
     step_function: Callable,
     batches: Iterator,
-    first_step: int,
-    total_steps: int,
-    eval_every: int,
-    log_every: int,
-    evaluate: Callable[[dict], dict[str, float] | None],
+    *,
+    milestones: Milestones,
+    evaluate: Callable[[State], dict[str, float] | None],
     checkpoints: Checkpoints,
-    writer: Writer | None,
-    progress: Progress,
-    seconds: Seconds,
+    tracker: Tracker,
     stop: Stop,
-    keep_every: int = 0,
-    patience: int = 0,
-    plateau_patience: int = 0,
-    plateau_factor: float = 0.1,
-) -> dict[str, Any]:
-    """Trains from `first_step` to `total_steps`, or to an early stop, and returns the last state.
+    patience: Patience = Patience(),
+) -> State:
+    """Trains to the last milestone, or to an early stop, and returns the last state.
 
     Args:
-      state: at `first_step`; its buffers are given away.
+      state: at `milestones.first`; its buffers are given away.
       step_function: (state, batch) -> (state, metrics).
       evaluate: state -> metrics of validation with the key 'selection', or None where there is none.
-      writer: None in all processes but the first.
-      keep_every: save at its multiples too; 0 = only where validation runs.
-      patience, plateau_patience, plateau_factor: see `fgvc_jax.train.course`.
 
     Raises:
       UserError: a loss or gradient that is not finite, with the steps and the last good checkpoint.
       Interrupted: after a signal, when the state has been saved.
     """
+    progress, seconds, writer = tracker
+    first_step, total_steps, eval_every, log_every, keep_every = milestones
     window: list[tuple[int, dict[str, float]]] = []
     waited, worked = seconds.data_wait, seconds.steps  # when the window began
     pending: tuple[int, dict] | None = None
@@ -108,7 +100,9 @@ def fit(
             progress.update(0, text=f"loss {means.get('loss', means.get('loss_1')):.4f}")
             window.clear()
 
-    if course.is_over(state["course"], patience):  # it had stopped early before it was interrupted
+    if plateau.is_over(
+        state["plateau"], patience
+    ):  # it had stopped early before it was interrupted
         return state
     for number in range(first_step + 1, total_steps + 1):
         with seconds.measure("data_wait"):
@@ -131,14 +125,10 @@ def fit(
             with seconds.measure("evaluate"):
                 scores = evaluate(state)
             if scores is not None:
-                decided = course.after_evaluation(
-                    jax.device_get(state["course"]),
-                    scores[METRIC],
-                    plateau_patience=plateau_patience,
-                    factor=plateau_factor,
-                )
-                places = jax.tree.map(lambda x: x.sharding, state["course"])
-                state["course"] = jax.device_put(decided, places)
+                before = jax.device_get(state["plateau"])
+                decided = plateau.after_evaluation(before, scores[METRIC], number, patience)
+                places = jax.tree.map(lambda x: x.sharding, state["plateau"])
+                state["plateau"] = jax.device_put(decided, places)
                 if writer:
                     writer.write(number, scores, kind="val")
                 shown = ", ".join(f"{k} {v:.4g}" for k, v in scores.items() if k != METRIC)
@@ -146,8 +136,10 @@ def fit(
         if saving:
             with seconds.measure("save"):
                 checkpoints.save(number, state, scores if evaluating else None)
-        if evaluating and course.is_over(state["course"], patience):
-            progress.write(f"  stopped early at step {number}: no better in {patience} evaluations")
+        if evaluating and plateau.is_over(state["plateau"], patience):
+            progress.write(
+                f"  stopped early at step {number}: no better in {patience.stop} evaluations"
+            )
             break
         if stopping and number < total_steps:
             raise Interrupted(stop.requested or signal.SIGTERM)

@@ -1,5 +1,8 @@
 """The devices as a mesh, and where each array lies on it."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -7,25 +10,30 @@ from jax.sharding import PartitionSpec as P
 
 from fgvc_jax.errors import UserError
 
+AXES = ("data", "fsdp")
+BATCH = P(AXES)  # the batch axis is split over all devices of the mesh
 
-def make(shard_parameters: int = 1) -> Mesh:
-    """All devices as ('data', 'model'). The batch is split over both axes, parameters over 'model'.
+
+def make(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The devices as ('data', 'fsdp'). The batch is split over both axes, parameters over 'fsdp'.
+
+    Args:
+      fsdp: over how many devices each parameter is split.
+      devices: all that there are where None; else these, which need not be of this machine.
 
     Raises:
-      UserError: if the number of devices is not divisible by `shard_parameters`.
+      UserError: the number of devices is not divisible by `fsdp`.
     """
-    devices = jax.device_count()
-    if shard_parameters < 1 or devices % shard_parameters:
-        raise UserError(
-            f"config.devices.shard_parameters = {shard_parameters} does not divide the {devices} device(s)."
-        )
-    shape = (devices // shard_parameters, shard_parameters)
-    return jax.make_mesh(shape, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    count = jax.device_count() if devices is None else len(devices)
+    if fsdp < 1 or count % fsdp:
+        raise UserError(f"config.devices.fsdp = {fsdp} does not divide the {count} device(s).")
+    shape = (count // fsdp, fsdp)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
-def shardings(tree, mesh: Mesh):
-    """A sharding for each array: its largest axis that divides evenly is split over 'model', if any."""
-    parts = mesh.shape["model"]
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """A sharding for each array: its largest axis that divides evenly is split over 'fsdp', if any."""
+    parts = mesh.shape["fsdp"]
 
     def one(leaf) -> NamedSharding:
         axes = [a for a in np.argsort(leaf.shape)[::-1] if leaf.shape[a] % parts == 0]
@@ -33,14 +41,12 @@ def shardings(tree, mesh: Mesh):
             parts == 1 or not axes or leaf.size < 2**16
         ):  # small ones cost more to gather than to keep
             return NamedSharding(mesh, P())
-        return NamedSharding(
-            mesh, P(*("model" if a == axes[0] else None for a in range(leaf.ndim)))
-        )
+        return NamedSharding(mesh, P(*("fsdp" if a == axes[0] else None for a in range(leaf.ndim))))
 
     return jax.tree.map(one, tree)
 
 
-def abstract(tree, mesh: Mesh):
+def abstract(tree: Any, mesh: Mesh) -> Any:
     """The shapes and dtypes of a tree with the shardings that its arrays have on the mesh."""
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),

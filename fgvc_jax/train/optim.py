@@ -8,8 +8,11 @@ import optax
 
 from fgvc_jax.train import tree
 
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("constant", "cosine", "step", "plateau")
 
-def direction(
+
+def optimizer(
     name: str,
     paths: Sequence[str],
     *,
@@ -20,7 +23,7 @@ def direction(
     no_decay: Sequence[str] = (),
     clip: float = 0.0,
 ) -> optax.GradientTransformation:
-    """The update direction of an optimizer, before the learning rate.
+    """An optimizer of OPTIMIZERS as optax has it, without the learning rate, which the train step applies.
 
     'sgd' is torch's: weight decay is added to the gradient before the momentum buffer. 'adamw' decouples
     it (Loshchilov & Hutter 2019). The gradient is clipped by its global norm first.
@@ -35,7 +38,7 @@ def direction(
         chain.append(optax.scale_by_adam(b1=momentum, b2=beta2, nesterov=nesterov))
         chain.append(optax.add_decayed_weights(weight_decay, decay))
     else:
-        raise ValueError(name)
+        raise ValueError(f"{name!r} is none of {OPTIMIZERS}")
     return optax.chain(*chain)
 
 
@@ -75,7 +78,7 @@ def schedule(
         elif name in ("constant", "plateau"):  # the step multiplies by the plateau's factor
             value = jnp.full((), peak, jnp.float32)
         else:
-            raise ValueError(name)
+            raise ValueError(f"{name!r} is none of {SCHEDULES}")
         # The first step is warm-up's first fraction, not zero, so that it is not lost.
         return value * jnp.minimum(1.0, (step + 1) / warmup) if warmup else value
 

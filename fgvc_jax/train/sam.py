@@ -9,6 +9,8 @@ The optimizer then steps at w with the gradient taken at w + e. A gradient funct
 signature described in `fgvc_jax.train.microbatch`.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -19,8 +21,15 @@ WEIGHTS = ("kernel", "scale", "embedding")
 
 
 def sam(
-    value_and_grad, rho, *, adaptive=False, eta=0.01, weights_only=True, groups=1, epsilon=1e-12
-):
+    value_and_grad: Callable,
+    rho: float,
+    *,
+    adaptive: bool = False,
+    eta: float = 0.01,
+    weights_only: bool = True,
+    groups: int = 1,
+    epsilon: float = 1e-12,
+) -> Callable:
     """Wraps a gradient function: the gradients it returns are those at the perturbed weights.
 
     Loss, statistics, metrics and carry come from the first pass, at the weights themselves, so
@@ -75,7 +84,9 @@ def _at_least_float32(x):
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def l2_in_loss(value_and_grad, weight_decay, mask=None):
+def l2_in_loss(
+    value_and_grad: Callable, weight_decay: float, mask: dict[str, bool] | None = None
+) -> Callable:
     """Adds 0.5 * weight_decay * ||w||^2 to the loss, and weight_decay * w to the gradients.
 
     Inside `sam` the decay enters both passes (the convention of SAM's authors); decay in the

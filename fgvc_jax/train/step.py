@@ -1,12 +1,12 @@
-"""The train step and the predict step: pure functions, jitted over the mesh.
+"""The train step and the predict step: pure functions, jitted over a mesh.
 
-    gather canvases -> crop, flip, normalise -> for each update: forward, loss, backward, optimizer
+    gather canvases -> preprocess -> for each update: forward, loss, backward, optimizer
 
-Randomness is fold_in(seed, step, update, position in the global batch, view): a draw belongs to an example,
-whatever device holds it. The images are drawn with update 0, the method's own draws with 1, 2, ...
+Randomness is fold_in(seed, step, update, position in the global batch): a draw belongs to an example, whatever
+device holds it. The images are drawn with update 0, the method's own draws with 1, 2, ...
 """
 
-import functools
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,40 +17,58 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fgvc_jax.data import feed
-from fgvc_jax.images import augment
+from fgvc_jax.errors import UserError
 from fgvc_jax.layers.norm import BatchNorm
-from fgvc_jax.train import course, tree
+from fgvc_jax.methods._base import Context
 from fgvc_jax.train import mesh as meshes
+from fgvc_jax.train import plateau, tree
 
-# step (int32), params, stats (flat dictionaries), opt, course (see fgvc_jax.train.course), and with a
-# moving average of the weights ema: {'params', 'stats'}
+# step (int32), params, batch_stats (flat dictionaries), opt, plateau (see fgvc_jax.train.plateau), and with a
+# moving average of the weights ema: {'params', 'batch_stats'}
 State = dict[str, Any]
 
+_WHOLE = 2**32 - 1  # folded into a key in place of a position, for the draw of a whole update
 
-def example_keys(seed, step, update: int, batch: int) -> jax.Array:
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a module is trained.
+
+    Attributes:
+      optimizer: see `fgvc_jax.train.optim.optimizer`; the learning rate is not in it.
+      learning_rate: step (traced int32) -> rate.
+      rate_scales: factor by parameter path; 1 where a path is absent.
+      freeze: patterns of parameter paths that get no gradient.
+      fix_batch_norm: BatchNorm whose scale is frozen keeps its running statistics in training.
+      wrap: around the gradient function, where SAM and accumulation go.
+      ema: decay of the moving average of parameters and statistics, shorter in the first steps, where it is
+        (1 + step) / (10 + step); 0 = no average.
+      total_steps: length of the phase.
+      steps_per_epoch: how many steps pass over the examples once.
+    """
+
+    optimizer: optax.GradientTransformation
+    learning_rate: Callable[[jax.Array], jax.Array]
+    total_steps: int
+    steps_per_epoch: float
+    rate_scales: dict[str, float] = dataclasses.field(default_factory=dict)
+    freeze: Sequence[str] = ()
+    fix_batch_norm: bool = True
+    wrap: Callable[[Callable], Callable] = lambda gradient: gradient
+    ema: float = 0.0
+
+    def trains(self, path: str) -> bool:
+        return not tree.matches(self.freeze, path)
+
+
+def update_key(seed: jax.Array, step: jax.Array, update: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), update)
+
+
+def example_keys(seed: jax.Array, step: jax.Array, update: int, batch: int) -> jax.Array:
     """A key for each position of the global batch: [batch]."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), update)
+    key = update_key(seed, step, update)
     return jax.vmap(lambda position: jax.random.fold_in(key, position))(jnp.arange(batch))
-
-
-def random_views(keys, pixels, sizes, view: augment.View, dtype) -> jax.Array:
-    """Augmented images [B, S, S, 3], or [B, V, S, S, 3] for V > 1 views, each with its own draw."""
-
-    def one(key, canvases, sizes):
-        numbers = jnp.arange(canvases.shape[0])
-        draw = jax.vmap(lambda n, c, s: augment.train_view(jax.random.fold_in(key, n), c, s, view))
-        return draw(numbers, canvases, sizes)
-
-    images = jax.vmap(one)(keys, pixels, sizes).astype(dtype)
-    return images[:, 0] if images.shape[1] == 1 else images
-
-
-def plain_views(pixels, sizes, view: augment.View, dtype) -> jax.Array:
-    """The same shapes with the evaluation crop."""
-    images = jax.vmap(jax.vmap(lambda c, s: augment.eval_view(c, s, view)))(pixels, sizes)
-    images = images.astype(dtype)
-    return images[:, 0] if images.shape[1] == 1 else images
 
 
 def fix_batch_norm(module: nnx.Module, freeze: Sequence[str]) -> None:
@@ -60,139 +78,154 @@ def fix_batch_norm(module: nnx.Module, freeze: Sequence[str]) -> None:
             layer.fixed = tree.matches(freeze, "/".join(map(str, (*path, "scale"))))
 
 
-def init_state(
-    params: tree.Flat, stats: tree.Flat, optimizer, freeze: Sequence[str], ema: bool = False
-) -> State:
-    trainable = {path: p for path, p in params.items() if not tree.matches(freeze, path)}
+def init_state(params: tree.Flat, batch_stats: tree.Flat, recipe: Recipe) -> State:
+    trainable = {path: p for path, p in params.items() if recipe.trains(path)}
     state = {
         "step": jnp.zeros((), jnp.int32),
         "params": params,
-        "stats": stats,
-        "opt": optimizer.init(trainable),
-        "course": course.start(),
+        "batch_stats": batch_stats,
+        "opt": recipe.optimizer.init(trainable),
+        "plateau": jax.tree.map(jnp.asarray, plateau.start()),
     }
-    if ema:  # a copy: the step gives away the buffers of its state, each of which may appear once
-        state["ema"] = jax.tree.map(jnp.copy, {"params": params, "stats": stats})
+    if (
+        recipe.ema
+    ):  # a copy: the step gives away the buffers of its state, each of which may appear once
+        state["ema"] = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
     return state
 
 
 def train_step(
     module: nnx.Module,
     state: State,
+    recipe: Recipe,
     *,
     mesh: Mesh,
-    view: augment.View,
-    optimizer: optax.GradientTransformation,
-    rate: Callable,
-    scales: dict[str, float],
-    freeze: Sequence[str],
-    total_steps: int,
-    dtype,
-    wrap: Callable = lambda gradient: gradient,
-    ema: float = 0.0,
-):
+    gather: Callable,
+    preprocess: Callable,
+) -> Callable:
     """The jitted step: (state, resident, batch, seed) -> (state, metrics), the state donated.
 
     The seed is an argument, so that runs with several seeds share one compilation.
 
     Args:
-      module: the method around its backbone, in train mode. Each of `module.updates` is one optimizer
-        update: update(module, batch, carry, rngs, progress) -> (loss, carry, metrics), where batch has
-        'image' and the feed's columns, carry starts as {} and passes from one update of a step to the
-        next, rngs is a key for each example, progress goes from 0 to 1, and metrics are scalars.
+      module: a method around its backbone, in train mode; see `fgvc_jax.methods._base.Method.updates`.
       state: for its shapes.
-      rate: step -> learning rate; scales: factor by parameter path.
-      freeze: patterns of parameter paths that get no gradient.
-      wrap: around `jax.value_and_grad`'s function, where SAM and accumulation go.
-      ema: decay of the moving average of parameters and statistics; shorter in the first steps, where it
-        is (1 + step) / (10 + step).
+      gather: (resident, batch) -> (pixels, sizes) of the batch's images, such as `fgvc_jax.data.feed.gather`.
+      preprocess: (keys [B], pixels, sizes) -> images [B, ...], such as
+        `fgvc_jax.images.batch.random_views`.
     """
     static, _, _ = tree.split(module)
-    updates = type(module).updates
-    spread = NamedSharding(mesh, feed.BATCH)
+    spread = NamedSharding(mesh, meshes.BATCH)
+    scales = recipe.rate_scales
 
     def one_update(number: int) -> Callable:
         # Each update is an inner jit: tracing several in one function grows faster than their number.
         @jax.jit
-        def apply(params, stats, opt, batch, carry, keys, step, lr):
-            frozen = {path: p for path, p in params.items() if tree.matches(freeze, path)}
+        def apply(params, batch_stats, opt, batch, carry, key, keys, step, lr):
+            frozen = {path: p for path, p in params.items() if not recipe.trains(path)}
             trainable = {path: p for path, p in params.items() if path not in frozen}
+            epoch = (step / recipe.steps_per_epoch).astype(jnp.float32)
+            progress = step / recipe.total_steps
 
             def loss(trainable, inputs):
-                merged = tree.merge(static, frozen | trainable, stats)
-                value, carry, metrics = updates[number](
-                    merged, inputs["batch"], inputs["carry"], inputs["keys"], step / total_steps
-                )
-                aux = {"stats": tree.statistics(merged), "carry": carry, "metrics": metrics}
+                merged = tree.merge(static, frozen | trainable, batch_stats)
+                context = Context(key, inputs["keys"], step, epoch, progress)
+                update = merged.updates[number]
+                value, carry, metrics = update(inputs["batch"], inputs["carry"], context)
+                _check_output(value, carry, metrics, len(inputs["keys"]), type(module), number)
+                aux = {"batch_stats": tree.batch_stats(merged), "carry": carry, "metrics": metrics}
                 return value, aux
 
-            gradient = wrap(jax.value_and_grad(loss, has_aux=True))
+            gradient = recipe.wrap(jax.value_and_grad(loss, has_aux=True))
             inputs = {"batch": batch, "carry": carry, "keys": keys}
             (value, aux), grads = gradient(trainable, inputs)
-            moves, opt = optimizer.update(grads, opt, trainable)
-            moved = {
-                path: (p - (lr * scales[path]).astype(p.dtype) * moves[path]).astype(p.dtype)
+            updates, opt = recipe.optimizer.update(grads, opt, trainable)
+            updated = {
+                path: (p - (lr * scales.get(path, 1.0)).astype(p.dtype) * updates[path]).astype(
+                    p.dtype
+                )
                 for path, p in trainable.items()
             }
             metrics = aux["metrics"] | {"loss": value, "grad_norm": optax.global_norm(grads)}
-            return frozen | moved, aux["stats"], opt, aux["carry"], metrics
+            return frozen | updated, aux["batch_stats"], opt, aux["carry"], metrics
 
         return apply
 
-    applies = [one_update(number) for number in range(len(updates))]
+    applies = [one_update(number) for number in range(len(module.updates))]
 
     def step(state: State, resident, batch, seed):
-        pixels, sizes = feed.gather(resident, batch, mesh)
+        pixels, sizes = gather(resident, batch)
         now, examples = state["step"], pixels.shape[0]
-        keys = example_keys(seed, now, 0, examples)
-        images = random_views(keys, pixels, sizes, view, dtype)
+        images = preprocess(example_keys(seed, now, 0, examples), pixels, sizes)
         columns = {name: c for name, c in batch.items() if name not in ("index", "pixels", "sizes")}
         columns["image"] = jax.lax.with_sharding_constraint(images, spread)
-        params, stats, opt = state["params"], state["stats"], state["opt"]
-        lr = rate(now) * state["course"]["rate_factor"]
+        params, batch_stats, opt = state["params"], state["batch_stats"], state["opt"]
+        lr = recipe.learning_rate(now) * state["plateau"]["rate_factor"]
         carry, metrics = {}, {}
         for number, apply in enumerate(applies):
+            key = jax.random.fold_in(update_key(seed, now, 1 + number), _WHOLE)
             keys = example_keys(seed, now, 1 + number, examples)
-            params, stats, opt, carry, new = apply(
-                params, stats, opt, columns, carry, keys, now, lr
+            params, batch_stats, opt, carry, new = apply(
+                params, batch_stats, opt, columns, carry, key, keys, now, lr
             )
             suffix = f"_{number + 1}" if len(applies) > 1 else ""
             metrics |= {name + suffix: value for name, value in new.items()}
         metrics["learning_rate"] = lr
-        new_state = state | {"step": now + 1, "params": params, "stats": stats, "opt": opt}
-        if ema:
-            keep = jnp.minimum(ema, (1 + now) / (10 + now))
+        new_state = state | {
+            "step": now + 1,
+            "params": params,
+            "batch_stats": batch_stats,
+            "opt": opt,
+        }
+        if recipe.ema:
+            share = 1 - jnp.minimum(recipe.ema, (1 + now) / (10 + now))
+            weights = {"params": params, "batch_stats": batch_stats}
+            average = optax.incremental_update(weights, state["ema"], share)
             new_state["ema"] = jax.tree.map(
-                lambda old, new: old + ((1 - keep) * (new - old)).astype(old.dtype),
-                state["ema"],
-                {"params": params, "stats": stats},
+                lambda x, old: x.astype(old.dtype), average, state["ema"]
             )
         return new_state, metrics
 
-    places = meshes.shardings(jax.eval_shape(lambda: state), mesh)
+    places = meshes.shardings(jax.eval_shape(lambda state: state, state), mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=(places, NamedSharding(mesh, P())))
 
 
-@functools.cache  # so that phases with the same model share one compilation
-def predict_step(static: tree.Static, mesh: Mesh, view: augment.View, dtype, random: bool = False):
-    """The jitted forward pass: (params, stats, pixels, sizes, seed, number) -> module.predict's arrays.
+def _check_output(loss, carry, metrics, examples: int, method: type, number: int) -> None:
+    """Raises UserError where an update breaks the contract of methods; runs while it is traced."""
+    where = f"update {number + 1} of {method.__module__}"
+    if jnp.shape(loss):
+        raise UserError(f"{where}: the loss has shape {jnp.shape(loss)}; it must be a scalar.")
+    for name, value in metrics.items():
+        if jnp.shape(value):
+            raise UserError(
+                f"{where}: metric {name!r} has shape {jnp.shape(value)}; give a scalar."
+            )
+    for path, value in jax.tree.leaves_with_path(carry):
+        shape = jnp.shape(value)
+        if shape and shape[0] != examples:
+            raise UserError(
+                f"{where}: carry{jax.tree_util.keystr(path)} has shape {shape}. An array in the carry has a "
+                f"leading axis of {examples}, the examples that the update was given, or is a scalar."
+            )
+
+
+def predict_step(
+    static: tree.Static, mesh: Mesh, preprocess: Callable
+) -> Callable[..., dict[str, jax.Array]]:
+    """The jitted forward pass: (params, batch_stats, pixels, sizes, seed, number) -> module.predict's arrays.
 
     It takes gathered canvases, so that one compilation serves every split.
 
     Args:
       static: of a module in eval mode; its `predict(images)` returns a dictionary of arrays [B, ...].
-      random: whether images are augmented as in training, with draws of (seed, number of the batch,
-        position), or get the evaluation crop.
+      preprocess: (keys [B], pixels, sizes) -> images; the keys are drawn from seed, number of the batch
+        and position.
     """
-    spread = NamedSharding(mesh, feed.BATCH)
+    spread = NamedSharding(mesh, meshes.BATCH)
 
-    def predict(params, stats, pixels, sizes, seed, number):
-        if random:
-            keys = example_keys(seed, number, 0, pixels.shape[0])
-            images = random_views(keys, pixels, sizes, view, dtype)
-        else:
-            images = plain_views(pixels, sizes, view, dtype)
+    def predict(params, batch_stats, pixels, sizes, seed, number):
+        images = preprocess(example_keys(seed, number, 0, pixels.shape[0]), pixels, sizes)
         images = jax.lax.with_sharding_constraint(images, spread)
-        return tree.merge(static, params, stats).predict(images)
+        return tree.merge(static, params, batch_stats).predict(images)
 
     return jax.jit(predict, out_shardings=NamedSharding(mesh, P()))

@@ -1,6 +1,6 @@
 """A module as flat dictionaries {'backbone/layer1/0/conv1/kernel': array}, and back.
 
-Flat dictionaries make patterns, freezing, blending by path and checkpoints plain dictionary work, and are
+Flat dictionaries make patterns, freezing, interpolation by path and checkpoints plain dictionary work, and are
 several times cheaper to pass through `jax.jit` than `nnx.State`.
 """
 
@@ -15,11 +15,11 @@ Flat = dict[str, jax.Array]
 
 
 class Static(NamedTuple):
-    """What is left of a module without its arrays; hashable, so it can be closed over by a jitted step."""
+    """A module without its arrays; hashable, so a jitted step can close over it."""
 
     graphdef: Any
     params: tuple[tuple, ...]  # path of every parameter, as nnx has it (list indices are ints)
-    stats: tuple[tuple, ...]
+    batch_stats: tuple[tuple, ...]
 
 
 def _flatten(state: nnx.State) -> tuple[tuple[tuple, ...], Flat]:
@@ -38,21 +38,28 @@ def _nest(paths: Iterable[tuple], flat: Flat) -> dict:
 
 
 def split(module: nnx.Module) -> tuple[Static, Flat, Flat]:
-    """(static, parameters, statistics) of a module in the mode (train or eval) it is in."""
-    graphdef, params, stats = nnx.split(module, nnx.Param, ...)
+    """(static, parameters, batch statistics) of a module in the mode (train or eval) it is in."""
+    graphdef, params, batch_stats = nnx.split(module, nnx.Param, ...)
     param_paths, params = _flatten(params)
-    stat_paths, stats = _flatten(stats)
-    return Static(graphdef, param_paths, stat_paths), params, stats
+    stat_paths, batch_stats = _flatten(batch_stats)
+    return Static(graphdef, param_paths, stat_paths), params, batch_stats
 
 
-def merge(static: Static, params: Flat, stats: Flat) -> nnx.Module:
+def merge(static: Static, params: Flat, batch_stats: Flat) -> nnx.Module:
     """The module with these arrays."""
-    return nnx.merge(static.graphdef, _nest(static.params, params), _nest(static.stats, stats))
+    rest = _nest(static.batch_stats, batch_stats)
+    return nnx.merge(static.graphdef, _nest(static.params, params), rest)
 
 
-def statistics(module: nnx.Module) -> Flat:
-    """What a forward pass left in the statistics of a merged module."""
+def batch_stats(module: nnx.Module) -> Flat:
+    """The batch statistics that a forward pass has left in a merged module."""
     return _flatten(nnx.split(module, nnx.Param, ...)[2])[1]
+
+
+def weights(module: nnx.Module) -> dict[str, Flat]:
+    """{'params', 'batch_stats'}: all arrays of a module."""
+    _, params, rest = split(module)
+    return {"params": params, "batch_stats": rest}
 
 
 def matches(patterns: Iterable[str], path: str) -> bool:
@@ -60,11 +67,11 @@ def matches(patterns: Iterable[str], path: str) -> bool:
     return any(re.fullmatch(pattern, path) for pattern in patterns)
 
 
-def blend(first: Flat, second: Flat, alpha: float, prefix: str) -> Flat:
+def interpolate(first: Flat, second: Flat, alpha: float, prefix: str) -> Flat:
     """alpha * first + (1 - alpha) * second for every path under the prefix that both have in one shape.
 
-    Other paths are taken from `first`. FineNet blends the classifier's and the comparator's backbone so,
-    parameters and BatchNorm statistics alike. alpha = 1 returns `first` to the bit.
+    Other paths are taken from `first`. FineNet interpolates the classifier's and the comparator's backbone
+    (METHODS.md A.5), parameters and batch statistics alike. alpha = 1 returns `first` to the bit.
     """
     result = dict(first)
     for path, a in first.items():

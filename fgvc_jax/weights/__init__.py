@@ -88,6 +88,15 @@ def load_pretrained(
     return module, report
 
 
+def preprocessing_of(module: nnx.Module, source: str, *, allow: Sequence[str] = ()):
+    weights = open_weights(source)
+    report, _, layout = match(module, weights)
+    _insist(report, allow)
+    return module.info.preprocessing._replace(
+        **layout.preprocessing | weights.published.preprocessing
+    )
+
+
 class StateDict(NamedTuple):
     """The arrays of a file.
 

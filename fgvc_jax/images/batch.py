@@ -1,0 +1,36 @@
+"""A batch of canvases to a batch of images, each example with its own draw; jit them."""
+
+import jax
+import jax.numpy as jnp
+
+from fgvc_jax.images import augment
+from fgvc_jax.images.augment import View
+
+
+def random_views(
+    keys: jax.Array, pixels: jax.Array, sizes: jax.Array, view: View, dtype
+) -> jax.Array:
+    """Augmented images [B, S, S, 3], or [B, V, S, S, 3] for V > 1 images an example, each with its own draw.
+
+    Args:
+      keys: [B], an example's own.
+      pixels: uint8 [B, V, C, C, 3].
+      sizes: int32 [B, V, 2], valid height and width.
+      view: static settings.
+      dtype: of the result.
+    """
+
+    def one(key, canvases, sizes):
+        numbers = jnp.arange(canvases.shape[0])
+        draw = jax.vmap(lambda n, c, s: augment.train_view(jax.random.fold_in(key, n), c, s, view))
+        return draw(numbers, canvases, sizes)
+
+    images = jax.vmap(one)(keys, pixels, sizes).astype(dtype)
+    return images[:, 0] if images.shape[1] == 1 else images
+
+
+def plain_views(pixels: jax.Array, sizes: jax.Array, view: View, dtype) -> jax.Array:
+    """The same shapes with the evaluation crop."""
+    images = jax.vmap(jax.vmap(lambda c, s: augment.eval_view(c, s, view)))(pixels, sizes)
+    images = images.astype(dtype)
+    return images[:, 0] if images.shape[1] == 1 else images

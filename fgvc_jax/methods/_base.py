@@ -1,0 +1,128 @@
+"""The contract of a method: what the engine calls, and what it may rely on."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fgvc_jax.layers.initializers import torch_uniform
+
+Batch = dict[str, jax.Array]
+Carry = dict[str, Any]
+Metrics = dict[str, jax.Array]
+
+
+class Context(NamedTuple):
+    """What an update may draw from and depend on, beside the batch. All arrays; traced.
+
+    Attributes:
+      key: one draw for the whole update, the same in every part of an accumulated batch.
+      keys: [B], a draw for each example, which belongs to its place in the global batch.
+      step: int32, optimizer steps before this one, over the whole phase.
+      epoch: float32, passes over the training examples before this step.
+      progress: float32, the share of the phase that lies behind, from 0 to below 1.
+    """
+
+    key: jax.Array
+    keys: jax.Array
+    step: jax.Array
+    epoch: jax.Array
+    progress: jax.Array
+
+
+class Cost(NamedTuple):
+    """Passes through the backbone that one training example takes, in images of the full size.
+
+    A method that also looks at a crop of half the side adds 0.25. The plan's times, `images/s` and the
+    comparison of budgets count with it.
+    """
+
+    forward: float
+    backward: float
+
+
+class Method(nnx.Module):
+    """A backbone and what is trained around it. Subclass it as `Method` in a file of `fgvc_jax/methods`.
+
+    The constructor is `Method(backbone, num_classes, *, image_size, rngs, dtype, param_dtype, **own)`. It
+    sizes its layers from `backbone.info` and `image_size`, never from a name. Its own arguments have
+    defaults: they are the defaults of `config.<phase>.arguments`.
+
+    Attributes:
+      evaluator: who validates and scores it: 'classify', 'verify', 'retrieve' (fgvc_jax/evaluators), or the
+        path of a file of one's own.
+      trains_on: 'images' or 'pairs' (mined ones, see `config.<phase>.pairs`).
+      images_per_example: V; with V > 1, batch['image'] is [B, V, S, S, 3].
+    """
+
+    evaluator: ClassVar[str] = "classify"
+    trains_on: ClassVar[str] = "images"
+    images_per_example: ClassVar[int] = 1
+
+    backbone: nnx.Module
+
+    @property
+    def updates(self) -> tuple[Callable[[Batch, Carry, Context], tuple], ...]:
+        """The updates of one training step, in order; each is one optimizer update with its own forward.
+
+        An update is called as `update(batch, carry, context) -> (loss, carry, metrics)`:
+
+        - batch: 'image' [B, S, S, 3] (or [B, V, S, S, 3]), 'label' int32 [B], and what else the feed's
+          columns hold;
+        - carry: starts as {} in every step; what one update returns the next one receives. Each of its
+          arrays has a leading axis B, or is a scalar. Under accumulation a part of the batch sees its own
+          rows and every scalar whole; rows are put back in the order of the batch, scalars are averaged;
+        - loss: a scalar; metrics: a dictionary of scalars.
+
+        The module holds the weights that the update before has left. A property, because arguments may
+        decide how many updates there are.
+        """
+        return (self.update,)
+
+    @property
+    def cost(self) -> Cost:
+        """Passes through the backbone an example; see `Cost`."""
+        return Cost(forward=self.images_per_example, backward=self.images_per_example)
+
+    def update(self, batch: Batch, carry: Carry, context: Context) -> tuple:
+        """The only update of a method that has one; see `updates`."""
+        raise NotImplementedError(f"{type(self).__module__} defines neither update nor updates")
+
+    def predict(self, images: jax.Array, edit: Callable | None = None) -> dict[str, jax.Array]:
+        """The module in use, in eval mode.
+
+        Args:
+          images: as an example has them, [B, S, S, 3], or [B, V, S, S, 3].
+          edit: handed to the backbone, which calls edit(name, map) at every tap; explanations use it.
+
+        Returns:
+          Arrays with leading axis B. The evaluator says which it reads: 'classify' scores [B, C] (logits)
+          and embedding [B, D]; 'verify' scores [B] (logit of "same class"); 'retrieve' embedding [B, D].
+        """
+        raise NotImplementedError(f"{type(self).__module__} does not define predict")
+
+
+def torch_linear(
+    inputs: int, outputs: int, *, bias: str = "zeros", rngs, dtype, param_dtype
+) -> nnx.Linear:
+    """A linear layer with torch's default kernel: uniform within +-1 / sqrt(inputs).
+
+    Args:
+      bias: 'zeros', or 'torch' for torch's own, drawn as the kernel is.
+    """
+    return nnx.Linear(
+        inputs,
+        outputs,
+        kernel_init=nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+        bias_init=torch_uniform(inputs) if bias == "torch" else nnx.initializers.zeros_init(),
+        dtype=dtype,
+        param_dtype=param_dtype,
+        rngs=rngs,
+    )
+
+
+def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The share of rows whose largest logit is the label's."""
+    return jnp.mean(jnp.argmax(logits, axis=1) == labels)

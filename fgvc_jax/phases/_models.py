@@ -1,0 +1,165 @@
+"""What phases share of models: how they are made, where they start, how trained ones are read back."""
+
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from fgvc_jax import backbones, model
+from fgvc_jax.data.manifest import Manifest
+from fgvc_jax.errors import UserError
+from fgvc_jax.images.augment import View
+from fgvc_jax.images.batch import plain_views, random_views
+from fgvc_jax.model import Specification
+from fgvc_jax.train import step as steps
+from fgvc_jax.train import tree
+from fgvc_jax.weights import load_pretrained, preprocessing_of
+
+log = logging.getLogger(__name__)
+
+
+class Models:
+    """The models of a run.
+
+    Attributes:
+      view: the preprocessing: the config's, and where it says nothing what the weights were trained with.
+    """
+
+    def __init__(
+        self, config: ConfigDict, workdir: Path, manifest: Manifest, mesh: Mesh, canvas: int
+    ):
+        self.config, self.workdir, self.manifest = config, workdir, manifest
+        self.mesh, self.canvas = mesh, canvas
+        self.view = view_of(config)
+
+    def specify(self, section: ConfigDict) -> Specification:
+        """The model of a training section."""
+        settings = self.config.model
+        return Specification(
+            backbone=settings.backbone,
+            backbone_arguments=settings.arguments.to_dict(),
+            method=section.method,
+            method_arguments=section.arguments.to_dict(),
+            classes=self.manifest.classes,
+            class_ids=self.manifest.ids,
+            view=self.view,
+            canvas=self.canvas,
+            dtype=str(dtype_of(self.config)),
+            param_dtype=settings.param_dtype,
+            remat=settings.remat,
+        )
+
+    def starting_model(self, specification: Specification) -> nnx.Module:
+        """The model before any training: pretrained where the config names weights, else from scratch."""
+        module = specification.build(self.config.seed)
+        if self.config.model.pretrained:
+            pretrained = self._pretrained
+            static, params, batch_stats = tree.split(module)
+
+            def take(ours: tree.Flat) -> tree.Flat:
+                # Copies: the train step gives away the buffers of the state that it starts from.
+                return {path: jnp.array(pretrained.get(path, x)) for path, x in ours.items()}
+
+            module = tree.merge(static, take(params), take(batch_stats))
+        return module
+
+    @functools.cached_property
+    def _pretrained(self) -> tree.Flat:
+        """Read when a phase starts from it, not before."""
+        settings = self.config.model
+        backbone = abstract_backbone(self.config)
+        _, report = load_pretrained(backbone, settings.pretrained, allow=settings.allow)
+        log.info(report.text)
+        arrays = tree.weights(backbone)
+        arrays = arrays["params"] | arrays["batch_stats"]
+        return {f"backbone/{path}": x for path, x in arrays.items() if path in report.used}
+
+    def predictor(self, static: tree.Static, random: bool = False) -> Callable:
+        """The jitted forward pass of a module in eval mode; see `fgvc_jax.train.step.predict_step`."""
+        return predictor(static, self.mesh, self.view, dtype_of(self.config), random)
+
+    def preprocess(self) -> Callable:
+        """(keys, pixels, sizes) -> augmented images."""
+        return functools.partial(random_views, view=self.view, dtype=dtype_of(self.config))
+
+    def trained(self, phase: str, which: str) -> tuple[Specification, nnx.Module, dict]:
+        """(specification, module in eval mode, {'params', 'batch_stats'} on the mesh) of a finished phase."""
+        return model.trained(self.workdir / phase, which, self.mesh)
+
+
+@functools.cache  # so that phases with the same model share one compilation
+def predictor(
+    static: tree.Static, mesh: Mesh, view: View, dtype: jnp.dtype, random: bool = False
+) -> Callable:
+    """The jitted forward pass with the evaluation crop, or, `random`, with images augmented as in training."""
+
+    def preprocess(keys, pixels, sizes):
+        if random:
+            return random_views(keys, pixels, sizes, view, dtype)
+        return plain_views(pixels, sizes, view, dtype)
+
+    return steps.predict_step(static, mesh, preprocess)
+
+
+def dtype_of(config: ConfigDict) -> jnp.dtype:
+    """The dtype of the computation."""
+    name = config.model.dtype
+    if name == "auto":
+        name = "float32" if jax.devices()[0].platform == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def abstract_backbone(config: ConfigDict) -> nnx.Module:
+    """The backbone in eval mode, with shapes in place of arrays.
+
+    Raises:
+      UserError: arguments or an image size that make no backbone.
+    """
+    settings = config.model
+
+    def make() -> nnx.Module:
+        return backbones.create(
+            settings.backbone,
+            image_size=config.image.size,
+            rngs=nnx.Rngs(0),
+            dtype=dtype_of(config),
+            param_dtype=jnp.dtype(settings.param_dtype),
+            **settings.arguments.to_dict(),
+        )
+
+    try:
+        backbone = nnx.eval_shape(make)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"config.model.arguments = {settings.arguments.to_dict()} make no {settings.backbone}: {error}"
+        ) from error
+    backbone.eval()
+    return backbone
+
+
+def view_of(config: ConfigDict) -> View:
+    """The preprocessing: the config's, and where it says nothing what the backbone's weights want."""
+    image, backbone = config.image, abstract_backbone(config)
+    wants = backbone.info.preprocessing
+    if config.model.pretrained:
+        wants = preprocessing_of(backbone, config.model.pretrained, allow=config.model.allow)
+        for key in ("mean", "std", "interpolation"):
+            ours, theirs = image[key], getattr(wants, key)
+            if ours and ours != theirs:
+                log.info(
+                    "image.%s is %s, but these weights were trained with %s", key, ours, theirs
+                )
+    settings = {name: value for name, value in image.items() if name in View._fields}
+    settings |= {
+        "resize": image.resize or round(image.size / wants.crop_fraction),
+        "mean": image.mean or wants.mean,
+        "std": image.std or wants.std,
+        "interpolation": image.interpolation or wants.interpolation,
+    }
+    return View(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
