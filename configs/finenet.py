@@ -124,8 +124,8 @@ def finenet(dataset: str, variant: str) -> ConfigDict:
         config.embed.augment = True
         return config
     # Ours where the authors recorded nothing: all of the fine-tune; alpha 0.5 where theirs is 1, which
-    # would leave the pair phase out; the lengths. And the pair phase's rate of the other rows in place of 1e-6,
-    # which with a cosine on top trains next to nothing.
+    # would leave the pair phase out; the lengths. And the other rows' rate of the pair phase in place of
+    # 1e-6, which with a cosine on top trains next to nothing.
     finer(
         config,
         finetune=PLAIN | {"batch": batch},

@@ -1,9 +1,9 @@
 """The keys that every run has, with their defaults, and what is done with a config as a whole.
 
 A config is an `ml_collections.ConfigDict` made by a file under `configs/`. `base()` holds what all phases
-share; `fgvc_jax.phases.section(kind)` makes the section of a phase, whose keys stand in the phase's own file. A
-section is named like its phase, and `config.phases` says which run, in which order (a ConfigDict sorts its
-keys).
+share; `fgvc_jax.phases.section(kind)` makes the section of a phase, whose keys stand in the phase's own
+file. A section is named like its phase, and `config.phases` says which run, in which order (a ConfigDict
+sorts its keys).
 """
 
 import hashlib

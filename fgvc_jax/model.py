@@ -103,7 +103,8 @@ def trained(
       which: the checkpoint, 'best' by validation or 'last'.
 
     Returns:
-      (specification, module in eval mode with shapes in place of arrays, {'params', 'batch_stats'} on the mesh).
+      (specification, module in eval mode with shapes in place of arrays, {'params', 'batch_stats'} on the
+      mesh).
     """
     specification = load_specification(Path(folder, "model.json"))
     module = nnx.eval_shape(specification.build)

@@ -1,4 +1,4 @@
-"""Methods, phases and evaluators are files: found by name in their folder, or by the path of a user's file."""
+"""Methods, phases and evaluators are files: found by name in their folder, or by a path."""
 
 import importlib
 import importlib.util

@@ -5,8 +5,8 @@ from ml_collections import ConfigDict
 from fgvc_jax.phases import section
 
 BACKBONE = ("backbone/.*",)
-# Without weight decay, as timm has it: biases, scales and offsets of normalisation, and what stands for a token,
-# a place or a channel.
+# Without weight decay, as timm has it: biases, scales and offsets of normalisation, and what stands for a
+# token, a place or a channel.
 NO_DECAY = (
     ".*/(bias|scale)",
     ".*/(cls_token|reg_token|pos_embed|relative_position_bias_table|gamma)",

@@ -1,5 +1,6 @@
 """Shared by all tests: the CPU, quick compilation, and caches that are thrown away afterwards."""
 
+import logging
 import os
 import tempfile
 
@@ -12,6 +13,9 @@ if "FGVC_TESTS" not in os.environ:
     os.environ["FGVC_TESTS"] = os.environ["FGVC_CACHE"] = _caches.name
     os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{_caches.name}/xla"
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+
+logging.getLogger("fgvc_jax").setLevel(logging.INFO)  # so that caplog sees what a user sees
 
 
 def pytest_addoption(parser):

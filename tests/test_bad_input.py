@@ -251,7 +251,9 @@ def test_workdir_of_another_config_is_left_as_it_was(start, photos, tmp_path):
     assert start(*command)[0] == 0
     before = contents(tmp_path / "run")
     assert "finetune/DONE.json" in before
-    status, _, err = start(*command, "--config.seed=1", "--config.finetune.learning_rate=0.5")
+    status, _, err = start(
+        *command, "--config.seed=1", "--config.finetune.optimizer.learning_rate=0.5"
+    )
     assert status == 2 and "Traceback" not in err
     assert f"{tmp_path}/run holds the run of another config" in err
     assert "seed: 0 there, 1 now" in err and "finetune.learning_rate: 0.01 there, 0.5 now" in err
@@ -293,7 +295,7 @@ def test_phase_that_names_one_which_does_not_come_before_it(refused):
     assert "before it: finetune" in text
     text = refused(FINER, "--config.phases=embed,finetune")
     assert "phase 'embed' reads 'finetune'" in text and "before it: nothing" in text
-    text = refused(FINER, "--config.retrain.init=finetun")
+    text = refused(FINER, "--config.retrain.init.phase=finetun")
     assert "phase 'retrain' reads 'finetun'" in text and "did you mean 'finetune'?" in text
     text = refused(FINER, "--config.phases=finetune,control")  # its length is theirs
     assert "phase 'control' reads 'pairs'" in text
@@ -336,16 +338,19 @@ def test_phases_as_typed(start, photos, tmp_path):
             [MINE, "--config.model.backbone=resnet_50"],
             "config.model.backbone = 'resnet_50' is unknown; did you mean 'resnet50'",
         ),
-        ([MINE, "--config.finetune.schedule=cosin"], "did you mean 'cosine'"),
-        ([MINE, "--config.finetune.optimizer=adam"], "did you mean 'adamw'"),
+        ([MINE, "--config.finetune.schedule.name=cosin"], "did you mean 'cosine'"),
+        ([MINE, "--config.finetune.optimizer.name=adam"], "did you mean 'adamw'"),
         ([MINE, "--config.finetune.batch=many"], "many"),
         ([MINE, "--config.finetune.batch=0"], "config.finetune.batch = 0; it must be at least 1"),
-        ([MINE, "--config.finetune.learning_rate=-1"], "config.finetune.learning_rate = -1"),
+        (
+            [MINE, "--config.finetune.optimizer.learning_rate=-1"],
+            "config.finetune.optimizer.learning_rate = -1",
+        ),
         ([MINE, "--config.seed=abc"], "abc"),
         ([MINE, "--config.image.resize=100"], "config.image.resize"),
         ([FINER, "--config.mine.top_classes=0"], "config.mine.top_classes = 0"),
         ([FINER, "--config.mine.similarity=cos"], "did you mean 'cosine'"),
-        ([FINER, "--config.retrain.alpha=1.5"], "config.retrain.alpha = 1.5"),
+        ([FINER, "--config.retrain.init.alpha=1.5"], "config.retrain.init.alpha = 1.5"),
         ([FINER, "--config.pairs.pairs=embed"], "'embed', which is a phase of kind 'embed'"),
     ],
     ids=lambda value: value[-1].removeprefix("--config.") if isinstance(value, list) else "",
@@ -388,7 +393,7 @@ def test_length_with_an_unknown_unit(refused):
         ("finetune.freeze=('backbone/(',)", "is not a regular expression"),
         ("finetune.freeze=('backbon/.*',)", "'backbon/.*' matches no"),
         ("finetune.learning_rate_scale=(('head',10.),)", "'head' matches no"),
-        ("finetune.learning_rate_scale=('head',10.)", "config.finetune.learning_rate_scale"),
+        ("finetune.learning_rate_scale=('head',10.)", "config.finetune.optimizer.rate_scale"),
         ("log.every=2", "config.log.every = '2' is not a length"),
         ("data.val_fraction=10", "config.data.val_fraction = 10"),
         ("data.test_fraction=1", "config.data.test_fraction = 1"),
@@ -441,7 +446,11 @@ def test_mining_that_found_no_pairs(start, photos, tmp_path, monkeypatch):
     mine = pairs.mine
     monkeypatch.setattr(pairs, "mine", lambda *a, **k: pairs.Pairs(*(x[:0] for x in mine(*a, **k))))
     command = (FINER, *TINY[1:], "--config.pairs.length=1 steps", "--config.pairs.batch=2")
-    command = (*command, "--config.finetune.warmup=0 steps", f"--config.data.root={photos}")
+    command = (
+        *command,
+        "--config.finetune.schedule.warmup=0 steps",
+        f"--config.data.root={photos}",
+    )
     command = (*command, "--config.phases=finetune,embed,mine,pairs", f"--workdir={tmp_path}/run")
     status, _, err = start(*command)
     assert status == 2 and "'pairs' has nothing to train on: 'mine' found no pairs" in err

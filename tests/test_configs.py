@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import sys
 from pathlib import Path
 
 import jax
@@ -10,20 +11,24 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from fgvc_jax import checks, recipes
+from fgvc_jax import checks, phases
 from fgvc_jax import config as c
 from fgvc_jax.data.manifest import Manifest, Split
 from fgvc_jax.errors import UserError
 from fgvc_jax.images.augment import View
-from fgvc_jax.model import Description, load_description
-from fgvc_jax.phases.context import Context
+from fgvc_jax.model import Specification, load_specification
+from fgvc_jax.phases._models import Models
 from fgvc_jax.phases.train import phase_seed
 from fgvc_jax.run import run
+from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree
 from fgvc_jax.train.checkpoint import Checkpoints
-from fgvc_jax.train.stop import Stop
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+sys.path.insert(0, str(CONFIGS))  # as the command line does
+
+import finenet  # noqa: E402
+
 DATA_SETS = {"cub": 200, "cars": 196, "dogs": 120, "dtd": 47, "flowers": 102}  # classes
 DATA_SETS |= {"aircraft": 100, "nabirds": 555}
 OURS = {"quickstart", "my_images", "folder_finer", "aircraft_finer", "nabirds_finer"}
@@ -51,8 +56,8 @@ ROWS = [line.split() for line in RELEASED.strip().splitlines()]
 def every() -> list[str]:
     """'my_images', 'cub_finer:resnet50', 'cub_finer:resnet50:released', ..."""
     names = []
-    for path in sorted(CONFIGS.glob("*.py")):
-        variants = recipes.variants(path.stem.removesuffix("_finer"))
+    for path in sorted(set(CONFIGS.glob("*.py")) - {CONFIGS / "finenet.py"}):
+        variants = finenet.variants(path.stem.removesuffix("_finer"))
         names += [f"{path.stem}:{variant}" for variant in variants] or [path.stem]
     return names
 
@@ -63,7 +68,7 @@ def get(name: str):
     spec = importlib.util.spec_from_file_location(f"configs_{stem}", CONFIGS / f"{stem}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config(variant) if variant else module.get_config()
+    return phases.complete(module.get_config(variant) if variant else module.get_config())
 
 
 def test_every_data_set_has_its_file_and_every_row_of_the_authors_its_two_variants():
@@ -102,10 +107,10 @@ def test_released_numbers_are_the_authors(row):
     retrain = config.retrain
     assert retrain.batch == config.finetune.batch == int(batch)
     assert retrain.length == config.finetune.length == f"{epochs} epochs"
-    assert retrain.learning_rate == config.finetune.learning_rate == float(rate)
-    assert retrain.alpha == float(alpha)
-    assert tuple(retrain.freeze) == (("backbone/.*",) if frozen == "T" else ())
-    assert [config.pairs.batch, config.pairs.length, config.pairs.learning_rate] == [
+    assert retrain.optimizer.learning_rate == config.finetune.optimizer.learning_rate == float(rate)
+    assert retrain.init.alpha == float(alpha)
+    assert tuple(retrain.optimizer.freeze) == (("backbone/.*",) if frozen == "T" else ())
+    assert [config.pairs.batch, config.pairs.length, config.pairs.optimizer.learning_rate] == [
         int(pairs[0]),
         f"{pairs[1]} epochs",
         float(pairs[2]),
@@ -113,17 +118,24 @@ def test_released_numbers_are_the_authors(row):
     assert config.mine.top_classes == int(searched)
     # The rest of their code, the same for all rows.
     for section in (config.finetune, retrain):
-        assert (section.momentum, section.weight_decay, section.nesterov) == (0.9, 1e-3, False)
-        assert section.schedule == "constant" and section.warmup == "0 steps"
-        assert section.frozen_batch_norm == "update" and not section.arguments  # no smoothing
-        assert not section.learning_rate_scale and not section.clip and not section.no_decay
-    assert (config.pairs.momentum, config.pairs.weight_decay) == (0.95, 5e-4)
-    assert config.pairs.schedule == "constant" and not config.pairs.freeze
-    hidden = {"resnet50": "hidden=32", "vit": "hidden=192, init=torch"}[backbone.split("_")[0]]
-    assert config.pairs.arguments == f"{hidden}, joint=False"
+        optimizer, schedule = section.optimizer, section.schedule
+        assert (optimizer.momentum, optimizer.weight_decay, optimizer.nesterov) == (
+            0.9,
+            1e-3,
+            False,
+        )
+        assert schedule.name == "constant" and schedule.warmup == "0 steps"
+        assert optimizer.frozen_batch_norm == "update" and section.arguments.label_smoothing == 0
+        assert not optimizer.rate_scale and not optimizer.clip and not optimizer.no_decay
+        assert section.arguments.bias_init == "torch"
+    assert (config.pairs.optimizer.momentum, config.pairs.optimizer.weight_decay) == (0.95, 5e-4)
+    assert config.pairs.schedule.name == "constant" and not config.pairs.optimizer.freeze
+    hidden, init = {"resnet50": (32, "xavier"), "vit": (192, "torch")}[backbone.split("_")[0]]
+    expected = {"hidden": hidden, "init": init, "joint": False}
+    assert config.pairs.arguments.to_dict() == expected
     assert (config.mine.similarity, config.mine.self_by_rank) == ("ip", True)
-    assert config.embed.view == "train"
     image = config.image
+    assert config.embed.augment and image.interpolation == "bilinear"
     assert (image.augment, image.augment_probability) == ("trivial_augment_wide", 0.5)
     assert image.augment_first and image.flip == 0.5 and tuple(image.crop_scale) == (0.08, 1.0)
     assert (image.size, image.resize) == {"384": (384, 512)}.get(backbone[-3:], (224, 256))
@@ -134,10 +146,9 @@ def test_released_numbers_are_the_authors(row):
 # At full size, as shapes
 
 
-def backbone_size(name: str, arguments: str) -> int:
+def backbone_size(name: str, width: int = 64) -> int:
     """Numbers of parameters without the classifier: torchvision's and timm's, else by hand."""
     if name == "resnet18":
-        width = int(arguments.removeprefix("width="))
         count = 7 * 7 * 3 * width + 2 * width
         inputs = width
         for planes in (width, 2 * width, 4 * width, 8 * width):
@@ -153,7 +164,7 @@ def backbone_size(name: str, arguments: str) -> int:
 
 
 def test_the_count_by_hand_is_torchvisions():
-    assert backbone_size("resnet18", "width=64") == 11_689_512 - 513_000
+    assert backbone_size("resnet18", 64) == 11_689_512 - 513_000
 
 
 def many_classes(count: int) -> Manifest:
@@ -164,18 +175,18 @@ def many_classes(count: int) -> Manifest:
 
 
 @functools.cache
-def shapes(backbone: str, arguments: str, size: int, method: str, method_arguments: str):
+def shapes(backbone: str, arguments: tuple, size: int, method: str, method_arguments: tuple):
     """({path: shape} of parameters, shapes of what `predict` gives for two examples), for 10 classes."""
-    description = Description(
+    specification = Specification(
         backbone=backbone,
-        backbone_arguments=c.arguments(arguments, ""),
+        backbone_arguments=dict(arguments),
         method=method,
-        method_arguments=c.arguments(method_arguments, ""),
+        method_arguments=dict(method_arguments),
         classes=tuple("0123456789"),
         view=View(size, size, (0.5,) * 3, (0.5,) * 3, "bilinear", (0.5, 1.0), (1.0, 1.0), 0.5),
         canvas=512,
     )
-    static, params, stats = tree.split(nnx.eval_shape(description.build))
+    static, params, stats = tree.split(nnx.eval_shape(specification.build))
     views = (2,) if method == "pairs" else ()
     images = jax.ShapeDtypeStruct((2, *views, size, size, 3), np.float32)
     outputs = jax.eval_shape(
@@ -193,22 +204,22 @@ def test_builds_at_full_size(name):
     checks.check(config)
     classes = DATA_SETS.get(name.partition("_")[0], 10)
     config.model.pretrained = ""  # shapes do not need them
-    context = Context(config, Path("/nowhere"), many_classes(classes), str, Stop())
+    models = Models(config, Path("/nowhere"), many_classes(classes), meshes.make(), 512)
     width = {"resnet50": 2048, "resnet18": 128}.get(config.model.backbone, 768)
-    body = backbone_size(config.model.backbone, config.model.arguments)
+    body = backbone_size(config.model.backbone, config.model.arguments.get("width", 64))
     sections = [config[phase] for phase in c.phases(config) if config[phase].kind == "train"]
     assert len(sections) == (1 if name == "my_images" else 4)
     for section in sections:
-        description = context.describe(section)
-        assert len(description.classes) == classes
-        assert description.view.size == config.image.size <= description.view.resize
+        specification = models.specify(section)
+        assert len(specification.classes) == classes
+        assert specification.view.size == config.image.size <= specification.view.resize
         # Tracing a whole net takes a second: once for each kind, whatever its number of classes.
         params, outputs = shapes(
             config.model.backbone,
-            config.model.arguments,
+            tuple(config.model.arguments.items()),
             config.image.size,
             section.method,
-            section.arguments,
+            tuple(section.arguments.items()),
         )
         sizes = {path: int(np.prod(shape)) for path, shape in params.items()}
         assert sum(n for path, n in sizes.items() if path.startswith("backbone/")) == body
@@ -221,7 +232,7 @@ def test_builds_at_full_size(name):
         else:
             assert params["head/kernel"] == (width, 10) and rest == width * 10 + 10
             assert outputs == {"scores": (2, 10), "embedding": (2, width)}
-        for pattern in section.freeze:
+        for pattern in section.optimizer.freeze:
             assert sum(n for p, n in sizes.items() if tree.matches([pattern], p)) == body
 
 
@@ -259,18 +270,18 @@ def shrunk(name: str, root: Path):
         config.image.augment, config.image.augment_first = "none", False
     if name in RESNETS:
         config.model.backbone = "resnet18"
-        config.model.arguments = "width=4, depths=(1, 1, 1, 1)"
+        config.model.arguments = {"width": 4, "depths": (1, 1, 1, 1)}
     else:
         config.model.backbone = "vit_tiny_patch16_224"
-        config.model.arguments = "depth=1, width=16, heads=1"
+        config.model.arguments = {"depth": 1, "width": 16, "heads": 1}
     for phase in c.phases(config):
         section = config[phase]
         if section.kind == "train":
-            section.length = section.eval_every = "1 steps"
+            section.length = section.validation.every = "1 steps"
             section.batch = 4
-            section.warmup = "0 steps"  # else the one step has rate 0
+            section.schedule.warmup = "0 steps"  # else the one step has rate 0
             # The same in all variants, which then share what is compiled.
-            section.learning_rate = 0.1 if phase in ("finetune", "control") else 0.01
+            section.optimizer.learning_rate = 0.1 if phase in ("finetune", "control") else 0.01
         elif "batch" in section:
             section.batch = 8
     if config.data.source == "digits":
@@ -282,7 +293,7 @@ def weights(workdir: Path, phase: str):
     checkpoints = Checkpoints(workdir / phase / "checkpoints")
     found = checkpoints.restore_weights(checkpoints.latest(), None)
     checkpoints.close()
-    return found["params"], found["stats"]
+    return found["params"], found["batch_stats"]
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +315,7 @@ def earlier(tmp_path_factory):
 @pytest.mark.parametrize("name", every())
 def test_runs_one_step_of_each_phase(name, photos, earlier, compiled_quickly, tmp_path):
     config = shrunk(name, photos)
-    results = run(config, tmp_path, say=str, reuse=earlier)[""]
+    results = run(config, tmp_path, reuse=earlier)[""]
     (earlier / f"seed_{len(list(earlier.iterdir()))}").symlink_to(tmp_path)
     assert tuple(results) == c.phases(config)
     trained = [phase for phase in results if config[phase].kind == "train"]
@@ -314,14 +325,14 @@ def test_runs_one_step_of_each_phase(name, photos, earlier, compiled_quickly, tm
     assert rows[2:] == expected + ["retrain, re-ranked"] * (name != "my_images")
     if name == "my_images":
         return
-    searched = min(config.mine.top_classes, 8 if config.data.source == "folder" else 10)
+    searched = min(config.mine.top_classes or 7, 8 if config.data.source == "folder" else 10)
     mined = results["mine"]["train"]["pairs"]
     images = len(np.load(tmp_path / "embed" / "train_scores.npy"))
     assert images < mined <= images * (2 * searched - 1)
-    assert (tmp_path / "embed" / "gallery_embedding.npy").exists() == (config.embed.view == "train")
+    assert (tmp_path / "embed" / "gallery_embedding.npy").exists() == config.embed.augment
 
-    # Retraining starts from the blend, and what is frozen stays there; what is not moves.
-    alpha, frozen = config.retrain.alpha, bool(config.retrain.freeze)
+    # Retraining starts from the interpolation, and what is frozen stays there; what is not moves.
+    alpha, frozen = config.retrain.init.alpha, bool(config.retrain.optimizer.freeze)
     (p1, s1), (p3, s3), (p4, s4) = (weights(tmp_path, x) for x in ("finetune", "pairs", "retrain"))
     moved = [
         path
@@ -332,7 +343,7 @@ def test_runs_one_step_of_each_phase(name, photos, earlier, compiled_quickly, tm
     ]
     assert bool(moved) != frozen
     # And its head is a fresh one: a small step away from new weights, a large one from the fine-tune's.
-    new = load_description(tmp_path / "retrain" / "model.json")
+    new = load_specification(tmp_path / "retrain" / "model.json")
     new = new.build(phase_seed(config.seed, "retrain")).head.kernel[...]
     far = np.linalg.norm(p4["head/kernel"] - p1["head/kernel"])
     assert np.linalg.norm(p4["head/kernel"] - new) < 0.5 * far
@@ -342,5 +353,5 @@ def test_runs_one_step_of_each_phase(name, photos, earlier, compiled_quickly, tm
             for path in s4
             if not np.allclose(s4[path], alpha * s1[path] + (1 - alpha) * s3[path], atol=1e-6)
         ]
-        fixed = frozen and config.retrain.frozen_batch_norm == "fixed"
+        fixed = frozen and config.retrain.optimizer.frozen_batch_norm == "fixed"
         assert bool(statistics) != fixed

@@ -10,18 +10,19 @@ import tiny
 from absl import flags
 from ml_collections import config_flags
 
-from fgvc_jax import checks
+from fgvc_jax import checks, phases
 from fgvc_jax import config as configs
 from fgvc_jax import run as runs
 from fgvc_jax.errors import UserError
+from fgvc_jax.phases import train
 from fgvc_jax.train import tree
 
 
 def small():
     """One training phase of two steps of a very small ViT."""
-    config = tiny.pipeline("vit_tiny_patch16_224", "depth=1, width=16, heads=1")
+    config = tiny.pipeline("vit_tiny_patch16_224", depth=1, width=16, heads=1)
     config.phases = ("finetune",)
-    config.finetune.length = config.finetune.eval_every = "2 steps"
+    config.finetune.length = config.finetune.validation.every = "2 steps"
     return config
 
 
@@ -30,8 +31,8 @@ def small():
 
 def hashes(config):
     found = {}
-    for name in configs.phases(config):
-        found[name] = configs.phase_hash(config, name, found, "images")
+    for phase in phases.of(config):
+        found[phase.name] = phases.hash_of(phase, found, "images")
     return found
 
 
@@ -39,8 +40,10 @@ def changed(key, value):
     """The phases whose hash another value of a key changes."""
     config = tiny.pipeline()
     before = hashes(config)
-    section, _, leaf = key.rpartition(".")
-    target = config[section] if section else config
+    *groups, leaf = key.split(".")
+    target = config
+    for group in groups:
+        target = target[group]
     assert target[leaf] != value
     target[leaf] = value
     after = hashes(config)
@@ -61,20 +64,20 @@ ALL = list(configs.phases(tiny.pipeline()))
         ("model.backbone", "resnet34", ALL),
         ("model.dtype", "bfloat16", ALL),
         # their own section, and what comes from it
-        ("finetune.learning_rate", 0.06, ALL),
-        ("embed.view", "train", ["embed", "mine", "pairs", "retrain", "control", "evaluate"]),
+        ("finetune.optimizer.learning_rate", 0.06, ALL),
+        ("embed.augment", True, ["embed", "mine", "pairs", "retrain", "control", "evaluate"]),
         ("mine.top_classes", 4, ["mine", "pairs", "retrain", "control", "evaluate"]),
         ("pairs.length", "9 steps", ["pairs", "retrain", "control", "evaluate"]),
         # the control's length is that of pairs + retrain
-        ("retrain.alpha", 0.6, ["retrain", "control", "evaluate"]),
-        ("control.momentum", 0.8, ["control", "evaluate"]),
+        ("retrain.init.alpha", 0.6, ["retrain", "control", "evaluate"]),
+        ("control.optimizer.momentum", 0.8, ["control", "evaluate"]),
         ("evaluate.neighbours", 3, ["evaluate"]),
         # where it is watched and placed
         ("log.every", "3 steps", []),
         ("data.on_bad", "skip", []),
         ("model.remat", True, []),
         ("log.tensorboard", True, []),
-        ("devices.shard_parameters", 2, []),
+        ("devices.fsdp", 2, []),
         ("data.cache", "elsewhere", []),
         ("data.feed", "streamed", []),
         ("data.resident_gb", 1.0, []),
@@ -86,10 +89,41 @@ def test_a_hash_changes_with_what_a_phase_computes_from(key, value, expected):
 
 def test_a_hash_changes_with_the_images_and_not_with_the_list_of_phases():
     config = tiny.pipeline()
-    found = configs.phase_hash(config, "finetune", {}, "images")
-    assert found != configs.phase_hash(config, "finetune", {}, "other images")
+    found = phases.hash_of(phases.of(config)[0], {}, "images")
+    assert found != phases.hash_of(phases.of(config)[0], {}, "other images")
     config.phases = ("finetune", "evaluate")
-    assert found == configs.phase_hash(config, "finetune", {}, "images")
+    assert found == phases.hash_of(phases.of(config)[0], {}, "images")
+
+
+def test_a_new_key_at_its_default_leaves_finished_phases_and_old_workdirs(
+    finished, monkeypatch, caplog
+):
+    """As if this version had brought a key to every room of the config."""
+    folder, results = finished
+    usual, section, base = train.Phase.defaults, phases.section, configs.base
+
+    def defaults():
+        found = usual()
+        found.brand_new, found.optimizer.brand_new = 3, (1, 2)
+        return found
+
+    def base_with_more():
+        found = base()
+        found.brand_new, found.image.brand_new = "a", 0.5
+        return found
+
+    monkeypatch.setattr(train.Phase, "defaults", staticmethod(defaults))
+    monkeypatch.setattr(configs, "base", base_with_more)
+    monkeypatch.setattr(tiny, "base", base_with_more)
+    config = small()
+    assert config.finetune.brand_new == 3 and config.image.brand_new == 0.5
+    assert runs.run(config, folder) == results
+    assert "all phases are done." in caplog.messages
+    config.finetune.optimizer.brand_new = (1, 3)
+    with pytest.raises(
+        UserError, match=r"finetune.optimizer.brand_new: \[1, 2\] there, \[1, 3\] now"
+    ):
+        runs.run(config, folder)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +153,7 @@ def test_phases_as_typed_on_a_command_line(typed, expected, monkeypatch):
 def finished(tmp_path_factory):
     """(workdir, what run returned) of a finished run."""
     folder = tmp_path_factory.mktemp("finished")
-    return folder, runs.run(small(), folder, say=lambda line: None)
+    return folder, runs.run(small(), folder)
 
 
 def contents(folder):
@@ -130,7 +164,7 @@ def contents(folder):
     }
 
 
-def test_a_finished_phase_is_skipped(finished, monkeypatch):
+def test_a_finished_phase_is_skipped(finished, monkeypatch, caplog):
     folder, results = finished
     before = contents(folder / "finetune")
     assert results[""]["finetune"]["steps"] == 2
@@ -138,18 +172,17 @@ def test_a_finished_phase_is_skipped(finished, monkeypatch):
     def fail(*_):
         raise AssertionError("ran again")
 
-    monkeypatch.setitem(runs.PHASES, "train", fail)
-    said = []
+    monkeypatch.setattr(train.Phase, "run", fail)
     config = small()
     config.log.every = "1 steps"  # how it is watched does not matter
-    assert runs.run(config, folder, say=said.append) == results
-    assert "all phases are done." in said
+    assert runs.run(config, folder) == results
+    assert "all phases are done." in caplog.messages
     assert contents(folder / "finetune") == before
 
     # Without its DONE.json a phase is not finished.
     (folder / "finetune" / "DONE.json").rename(folder / "away")
     with pytest.raises(AssertionError, match="ran again"):
-        runs.run(config, folder, say=said.append)
+        runs.run(config, folder)
     (folder / "away").rename(folder / "finetune" / "DONE.json")
 
 
@@ -158,7 +191,7 @@ def test_a_dry_run_leaves_the_run_alone(finished):
     before = contents(folder)
     config = small()
     config.finetune.length = "1000 epochs"  # another config than the workdir's, too
-    results = runs.run(config, folder, dry_run=True, say=lambda line: None)
+    results = runs.run(config, folder, dry_run=True)
     assert results[""]["finetune"]["steps"] == 2
     after = contents(folder)
     assert {path: after[path] for path in before} == before
@@ -171,11 +204,11 @@ def test_a_workdir_in_use_is_refused(tmp_path):
     with open(tmp_path / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another process is running in"):
-            runs.run(small(), tmp_path, say=lambda line: None)
+            runs.run(small(), tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
-# Blending by path
+# Interpolation by path
 
 
 def weights(seed, dtype=np.float32):
@@ -192,9 +225,9 @@ def weights(seed, dtype=np.float32):
     return {path: jnp.asarray(draw.normal(size=shape), dtype) for path, shape in shapes.items()}
 
 
-def test_blend_is_by_path():
+def test_interpolation_is_by_path():
     first, second = weights(1), weights(2)
-    found = tree.blend(first, second, 0.2, "backbone/")
+    found = tree.interpolate(first, second, 0.2, "backbone/")
     assert found.keys() == first.keys()
     for path in ("backbone/conv/kernel", "backbone/bn/mean", "backbone/bn/var"):
         expected = 0.2 * np.float64(first[path]) + 0.8 * np.float64(second[path])
@@ -208,16 +241,18 @@ def test_blend_is_by_path():
 def test_the_order_of_the_paths_does_not_matter():
     first, second = weights(1), weights(2)
     backwards = dict(reversed(second.items()))
-    found, again = (tree.blend(first, other, 0.5, "backbone/") for other in (second, backwards))
+    found, again = (
+        tree.interpolate(first, other, 0.5, "backbone/") for other in (second, backwards)
+    )
     for path in first:
         np.testing.assert_array_equal(found[path], again[path])
 
 
-def test_the_ends_of_a_blend_are_the_two_to_the_bit():
+def test_the_ends_of_an_interpolation_are_the_two_to_the_bit():
     first, second = weights(1), weights(2)
     second["backbone/conv/kernel"] = second["backbone/conv/kernel"].at[0, 0].set(jnp.nan)
-    for path, value in tree.blend(first, second, 1.0, "backbone/").items():
+    for path, value in tree.interpolate(first, second, 1.0, "backbone/").items():
         np.testing.assert_array_equal(value, first[path])
-    found = tree.blend(first, second, 0.0, "backbone/")
+    found = tree.interpolate(first, second, 0.0, "backbone/")
     for path in ("backbone/conv/kernel", "backbone/bn/mean", "backbone/bn/var"):
         np.testing.assert_array_equal(found[path], second[path])

@@ -2,7 +2,13 @@
 
 from fgvc_jax import recipes
 from fgvc_jax.config import base
+from fgvc_jax.data.load import load
 from fgvc_jax.phases import complete
+from fgvc_jax.phases._data import Data
+from fgvc_jax.phases._models import Models
+from fgvc_jax.phases._run import Run
+from fgvc_jax.train import mesh as meshes
+from fgvc_jax.train.stop import Stop
 
 
 def pipeline(backbone="resnet18", **arguments):
@@ -41,3 +47,12 @@ def pipeline(backbone="resnet18", **arguments):
     config.control.validation.every = "100 %"
     config.evaluate.batch = 64
     return complete(config)
+
+
+def parts(config, workdir):
+    """(run, data, models): what a run gives to its phases."""
+    manifest = load(config.data)
+    mesh = meshes.make(config.devices.fsdp)
+    data = Data(manifest, config.data, mesh)
+    models = Models(config, workdir, manifest, mesh, data.canvas)
+    return Run(config, workdir, Stop()), data, models

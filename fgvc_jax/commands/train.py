@@ -102,7 +102,7 @@ def _parse(values: flags.FlagValues) -> tuple[list[str], dict[str, str]]:
 
 
 def _with_arguments(config: ConfigDict, given: dict[str, str]) -> ConfigDict:
-    """The config with all arguments of its backbone and methods, those of the command line in their places."""
+    """The config with all arguments of its backbone and methods, set where the command line sets them."""
     from fgvc_jax.phases import complete, sections
 
     with config.unlocked():

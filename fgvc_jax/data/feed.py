@@ -122,7 +122,7 @@ class Feed:
         return iter(order.map(make).to_iter_dataset(options))
 
     def in_order(self, index: np.ndarray, batch: int) -> Iterator[tuple]:
-        """Every example of an index int [N, V] once: (pixels, sizes, mask bool [B]), the last batch padded."""
+        """Every example of an index int [N, V] once: (pixels, sizes, mask bool [B]); the last is padded."""
         batches = sampler.in_order(len(index), batch)
         order = grain.MapDataset.source([rows for rows, _ in batches])
         for number, examples in enumerate(self.stream(order, {"index": index})):

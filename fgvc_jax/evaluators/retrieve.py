@@ -17,7 +17,7 @@ def check(manifest: Manifest) -> None:
     for name, split in manifest.splits.items():
         if np.bincount(split.labels).max() < 2:
             raise UserError(
-                f"{manifest.name}: no class of split {name!r} has two images, so nothing can be retrieved there."
+                f"{manifest.name}: no class of split {name!r} has two images, so nothing can be retrieved."
             )
 
 

@@ -97,7 +97,7 @@ class Models:
 def predictor(
     static: tree.Static, mesh: Mesh, view: View, dtype: jnp.dtype, random: bool = False
 ) -> Callable:
-    """The jitted forward pass with the evaluation crop, or, `random`, with images augmented as in training."""
+    """The jitted forward pass with the evaluation crop, or with images augmented as in training."""
 
     def preprocess(keys, pixels, sizes):
         if random:

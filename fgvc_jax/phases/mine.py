@@ -48,8 +48,8 @@ class Phase(Base):
         classes = len(data.manifest.classes)
         if self.section.top_classes > classes:
             raise UserError(
-                f"config.{self.name}.top_classes = {self.section.top_classes}, but there are {classes} classes; "
-                f"it may be 1 to {classes}, or 0 for {self._top_classes(classes)}."
+                f"config.{self.name}.top_classes = {self.section.top_classes}, but there are {classes} "
+                f"classes; it may be 1 to {classes}, or 0 for {self._top_classes(classes)}."
             )
 
     def cost(self, models: Models, sizes: dict[str, int], known: dict[str, Result]) -> Cost:
@@ -59,7 +59,7 @@ class Phase(Base):
         return Cost(expected=pairs)
 
     def run(self, run: Run, data: Data, models: Models) -> Result:
-        """Writes train_pairs.npz, val_pairs.npz (validation queries against the training gallery) and a PNG."""
+        """Writes train_pairs.npz, val_pairs.npz (queries against the training gallery) and a PNG."""
         section, manifest = self.section, data.manifest
         source, folder = run.workdir / section.embeddings, run.directory(self.name)
         train = np.load(source / "train_embedding.npy")

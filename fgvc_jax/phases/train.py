@@ -187,19 +187,19 @@ class Phase(Base):
         meshes.check_batch(section.batch, data.mesh, f"{where}.batch")
         if section.schedule.name == "plateau" and "val" not in data.sizes:
             raise UserError(
-                f"{where}.schedule.name = 'plateau' waits for validation, and {data.manifest.name} has no val "
-                "split. Use 'cosine' or 'step', or carve one (config.data.val_fraction)."
+                f"{where}.schedule.name = 'plateau' waits for validation, and {data.manifest.name} has no "
+                "val split. Use 'cosine' or 'step', or carve one (config.data.val_fraction)."
             )
         if not section.pairs:
             count = data.sizes["train"]
             if section.batch > count:
                 raise UserError(
-                    f"{where}.batch = {section.batch:,} is more than the {count:,} training images; it may be "
-                    f"{data.mesh.size} to {count // data.mesh.size * data.mesh.size:,}."
+                    f"{where}.batch = {section.batch:,} is more than the {count:,} training images; it may "
+                    f"be {data.mesh.size} to {count // data.mesh.size * data.mesh.size:,}."
                 )
             self._order(data.labels("train"), 0)
         length = _Length(1, section.batch * self.method.images_per_example, 1)
-        module, program, _ = self._program(models, data, length)
+        _, program, _ = self._program(models, data, length)
         columns = {"label": jnp.int32}
         batch = batch_of(
             data.mesh, section.batch, self.method.images_per_example, data.canvas, **columns

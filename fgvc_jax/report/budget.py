@@ -18,15 +18,10 @@ def of(run: Run, pipeline: str, control: str) -> dict:
         "pipeline": _lineage(found, pipeline),
         "control": _lineage(found, control),
     }
-    result = {
-        "images": {
-            who: sum(run.results[n].get("images", 0) for n in names)
-            for who, names in made_of.items()
-        },
-        "passes": {
-            who: sum(_passes(run.results[n]) for n in names) for who, names in made_of.items()
-        },
-    }
+    images, passes = (
+        {who: round(sum(count(run.results[n]) for n in names)) for who, names in made_of.items()}
+        for count in (_images, _passes)
+    )
 
     def frozen(name: str) -> bool:
         section = run.config[name]
@@ -40,10 +35,10 @@ def of(run: Run, pipeline: str, control: str) -> dict:
     remarks = []
     if frozen(control) and trained:
         remarks.append(
-            f"The backbone was frozen in {control}, while {' and '.join(trained)} trained it: the control had "
-            "less freedom."
+            f"The backbone was frozen in {control}, while {' and '.join(trained)} trained it: the control "
+            "had less freedom."
         )
-    return result | {"remarks": remarks}
+    return {"images": images, "passes": passes, "remarks": remarks}
 
 
 def _lineage(found: dict[str, phases.Phase], name: str) -> list[str]:
@@ -55,6 +50,10 @@ def _lineage(found: dict[str, phases.Phase], name: str) -> list[str]:
             made_of.add(one)
             todo += [read.phase for read in found[one].reads() if not read.length]
     return [one for one in found if one in made_of]
+
+
+def _images(result: dict) -> int:
+    return result.get("images", 0)
 
 
 def _passes(result: dict) -> float:

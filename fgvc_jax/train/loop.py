@@ -17,7 +17,7 @@ from fgvc_jax.tracking.timers import Seconds
 from fgvc_jax.tracking.writers import Writer
 from fgvc_jax.train import plateau
 from fgvc_jax.train.checkpoint import METRIC, Checkpoints
-from fgvc_jax.train.plateau import Patience
+from fgvc_jax.train.plateau import NEVER, Patience
 from fgvc_jax.train.step import State
 from fgvc_jax.train.stop import Interrupted, Stop
 
@@ -58,7 +58,7 @@ def fit(
     checkpoints: Checkpoints,
     tracker: Tracker,
     stop: Stop,
-    patience: Patience = Patience(),
+    patience: Patience = NEVER,
 ) -> State:
     """Trains to the last milestone, or to an early stop, and returns the last state.
 

@@ -5,8 +5,8 @@ A gradient function has the signature
     value_and_grad(params, batch) -> ((loss, aux), grads)
 
 params and grads: dict path -> array (what is trained, nothing else); batch: a pytree of arrays with
-leading axis B, and scalars; aux: {'batch_stats': pytree, 'metrics': dict of scalars, 'carry': pytree of arrays
-with leading axis B, and scalars}. The functions here take one and return one.
+leading axis B, and scalars; aux: {'batch_stats': pytree, 'metrics': dict of scalars, 'carry': pytree of
+arrays with leading axis B, and scalars}. The functions here take one and return one.
 """
 
 from collections.abc import Callable

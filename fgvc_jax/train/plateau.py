@@ -25,6 +25,9 @@ class Patience(NamedTuple):
     factor: float = 0.1
 
 
+NEVER = Patience()
+
+
 def start() -> Plateau:
     return {
         "best": np.array(-np.inf, np.float32),  # of the selection metric, higher is better
@@ -35,9 +38,7 @@ def start() -> Plateau:
     }
 
 
-def after_evaluation(
-    plateau: Plateau, selection: float, step: int, patience: Patience = Patience()
-) -> Plateau:
+def after_evaluation(plateau: Plateau, selection: float, step: int, patience: Patience) -> Plateau:
     """The state after an evaluation at a step.
 
     The learning rate drops once more than `patience.drop` evaluations in a row were no better than the

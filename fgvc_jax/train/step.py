@@ -2,8 +2,8 @@
 
     gather canvases -> preprocess -> for each update: forward, loss, backward, optimizer
 
-Randomness is fold_in(seed, step, update, position in the global batch): a draw belongs to an example, whatever
-device holds it. The images are drawn with update 0, the method's own draws with 1, 2, ...
+Randomness is fold_in(seed, step, update, position in the global batch): a draw belongs to an example,
+whatever device holds it. The images are drawn with update 0, the method's own draws with 1, 2, ...
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """A module as flat dictionaries {'backbone/layer1/0/conv1/kernel': array}, and back.
 
-Flat dictionaries make patterns, freezing, interpolation by path and checkpoints plain dictionary work, and are
-several times cheaper to pass through `jax.jit` than `nnx.State`.
+Flat dictionaries make patterns, freezing, interpolation by path and checkpoints plain dictionary work, and
+are several times cheaper to pass through `jax.jit` than `nnx.State`.
 """
 
 import re

@@ -1,6 +1,6 @@
 """A few steps of training on as many virtual CPU devices as asked for; the end state goes to a file.
 
-python steps.py OUT.npz DEVICES SHARD_PARAMETERS METHOD
+python steps.py OUT.npz DEVICES FSDP METHOD
 """
 
 import os
@@ -16,34 +16,31 @@ import jax
 import numpy as np
 import tiny
 
-from fgvc_jax.data.load import load
-from fgvc_jax.phases import train
-from fgvc_jax.phases.context import Context
+from fgvc_jax import phases
 from fgvc_jax.train.checkpoint import Checkpoints
-from fgvc_jax.train.stop import Stop
 
 assert jax.device_count() == int(devices)
 config = tiny.pipeline()
 config.model.dtype = config.model.param_dtype = "float64"
-config.devices.shard_parameters = shard
+config.devices.fsdp = shard
 workdir = Path(out).parent / f"{method}_{devices}_{shard}"
-context = Context(config, workdir, load(config.data), print, Stop())
+run, data, models = tiny.parts(config, workdir)
 if method == "pairs":
     from fgvc_jax.mining import pairs
 
     count = np.arange(40, dtype=np.int32)
-    labels = context.manifest.splits["train"].labels
+    labels = data.labels("train")
     zeros = np.zeros(40, np.int32)
     found = pairs.Pairs(
         count, count + 1, (labels[:40] == labels[1:41]).astype(np.int32), zeros, zeros, zeros
     )
-    pairs.save(found, context.directory("mine") / "train_pairs.npz")
-    config.pairs.init = ""
+    pairs.save(found, run.directory("mine") / "train_pairs.npz")
+    config.pairs.init.phase = ""
     config.pairs.length = "4 steps"
 else:
     config.finetune.length = "4 steps"
 phase = "pairs" if method == "pairs" else "finetune"
-train.run(context, phase)
+next(p for p in phases.of(config) if p.name == phase).run(run, data, models)
 checkpoints = Checkpoints(workdir / phase / "checkpoints")
 state = checkpoints.manager.restore(4)["weights"]
 checkpoints.close()

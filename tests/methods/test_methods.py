@@ -34,7 +34,7 @@ class Backbone(nnx.Module):
         self.fc = nnx.Linear(12, WIDTH, rngs=rngs, **TYPES)
         self.bn = BatchNorm(WIDTH, **TYPES)
 
-    def __call__(self, images):
+    def __call__(self, images, edit=None):
         return Features({}, self.bn(self.fc(images.reshape(len(images), -1))), None)
 
 
@@ -47,7 +47,14 @@ def x64():
 def pairs(**arguments):
     """The method, and torch's (backbone, comparator) with the same weights."""
     ours = methods.create(
-        "pairs", Backbone(nnx.Rngs(0)), 3, rngs=nnx.Rngs(1), **TYPES, hidden=HIDDEN, **arguments
+        "pairs",
+        Backbone(nnx.Rngs(0)),
+        3,
+        image_size=2,
+        rngs=nnx.Rngs(1),
+        **TYPES,
+        hidden=HIDDEN,
+        **arguments,
     )
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, WIDTH), nn.BatchNorm1d(WIDTH))
     comparator = nn.Sequential(
@@ -151,7 +158,13 @@ def test_the_order_of_a_pair_matters(x64):
 def test_hidden_is_the_width_of_the_second_layer(hidden):
     def make():
         return methods.create(
-            "pairs", Backbone(nnx.Rngs(0)), 3, rngs=nnx.Rngs(1), hidden=hidden, init="torch"
+            "pairs",
+            Backbone(nnx.Rngs(0)),
+            3,
+            image_size=2,
+            rngs=nnx.Rngs(1),
+            hidden=hidden,
+            init="torch",
         )
 
     with jax.enable_x64(True):
@@ -169,7 +182,7 @@ def test_initial_weights_are_spread_as_torch_spreads_them():
             ("torch", lambda w: nn.init.kaiming_uniform_(w, a=5**0.5)),
         ):
             ours = methods.create(
-                "pairs", Backbone(nnx.Rngs(0)), 3, rngs=nnx.Rngs(1), init=init
+                "pairs", Backbone(nnx.Rngs(0)), 3, image_size=2, rngs=nnx.Rngs(1), init=init
             ).comparator.fc1.kernel[...]
             theirs = reference(torch.empty(192, 2 * WIDTH + 2))
             assert ours.std() == pytest.approx(theirs.std().item(), rel=0.06)
@@ -179,7 +192,13 @@ def test_initial_weights_are_spread_as_torch_spreads_them():
 
 def test_the_classifier_is_a_linear_layer_on_the_pooled_features(x64):
     ours = methods.create(
-        "baseline", Backbone(nnx.Rngs(0)), 3, rngs=nnx.Rngs(1), label_smoothing=0.1, **TYPES
+        "baseline",
+        Backbone(nnx.Rngs(0)),
+        3,
+        image_size=2,
+        rngs=nnx.Rngs(1),
+        label_smoothing=0.1,
+        **TYPES,
     )
     ours.train()
     labels = np.arange(BATCH) % 3
@@ -202,4 +221,6 @@ def test_unknown_methods_arguments_and_choices_are_named(x64):
     with pytest.raises(UserError, match=r"'pairs'.*did you mean 'hidden'"):
         methods.create("pairs", None, 3, hiden=3)
     with pytest.raises(UserError, match=r"init.*'xavier'"):
-        methods.create("pairs", Backbone(nnx.Rngs(0)), 3, rngs=nnx.Rngs(1), init="xavir")
+        methods.create(
+            "pairs", Backbone(nnx.Rngs(0)), 3, image_size=2, rngs=nnx.Rngs(1), init="xavir"
+        )

@@ -4,7 +4,7 @@ Trajectories of networks with BatchNorm part by arithmetic alone, so every step 
 statistics and momentum of that step and its update is compared. Left alone, the first steps still agree.
 """
 
-from unittest import mock
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,7 @@ from flax import nnx
 
 from fgvc_jax import backbones
 from fgvc_jax.data.cache import Canvases
-from fgvc_jax.data.feed import Feed
-from fgvc_jax.images.augment import View
+from fgvc_jax.data.feed import Feed, gather
 from fgvc_jax.methods import baseline
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import optim, tree
@@ -120,31 +119,31 @@ def ours_axes(path, array):
 
 def engine(module, with_sam):
     """state, step(state, images, labels) of the project's own train step."""
-    method = baseline.Method(module, CLASSES, **kw())
+    method = baseline.Method(module, CLASSES, image_size=SIZE, **kw())
     method.train()
     _, params, stats = tree.split(method)
-    optimizer = optim.direction("sgd", list(params), momentum=MOMENTUM, weight_decay=DECAY)
-    state, mesh = steps.init_state(params, stats, optimizer, freeze=()), meshes.make()
-    step = steps.train_step(
-        *(method, state),
-        mesh=mesh,
-        view=View(SIZE, SIZE, (0.0,) * 3, (1.0,) * 3),
-        optimizer=optimizer,
-        rate=optim.schedule("constant", peak=RATE, total=STEPS),
-        scales=dict.fromkeys(params, 1.0),
-        freeze=(),
+    recipe = steps.Recipe(
+        optimizer=optim.optimizer("sgd", list(params), momentum=MOMENTUM, weight_decay=DECAY),
+        learning_rate=optim.schedule("constant", peak=RATE, total=STEPS),
         total_steps=STEPS,
-        dtype=jnp.float64,
+        steps_per_epoch=1.0,
         wrap=(lambda gradient: sam(gradient, RHO)) if with_sam else (lambda gradient: gradient),
+    )
+    state, mesh = steps.init_state(params, stats, recipe), meshes.make()
+    step = steps.train_step(
+        *(method, state, recipe),
+        mesh=mesh,
+        gather=functools.partial(gather, mesh=mesh),
+        preprocess=lambda keys, pixels, sizes: pixels[
+            :, 0
+        ],  # the views are given: no crop, no flip
     )
     canvases = Canvases(np.zeros((BATCH, 8, 8, 3), np.uint8), np.full((BATCH, 2), 8, np.int32))
     empty = Feed([canvases], mesh).batch(np.arange(BATCH)[:, None])
 
     def run(state, images, labels):
         batch = empty | {"pixels": images[:, None], "label": labels.astype(np.int32)}
-        # The views are given: no crop, no flip.
-        with mock.patch.object(steps, "random_views", lambda keys, pixels, *rest: pixels[:, 0]):
-            return step(state, (), batch, np.uint32(0))
+        return step(state, (), batch, np.uint32(0))
 
     return state, run
 
@@ -157,7 +156,7 @@ def forced(state, theirs: Torch):
             return optax.TraceState(trace=theirs.momentum(node.trace))
         return node
 
-    new = {name: theirs.arrays(state[name]) for name in ("params", "stats")}
+    new = {name: theirs.arrays(state[name]) for name in ("params", "batch_stats")}
     new["opt"] = jax.tree.map(
         trace, state["opt"], is_leaf=lambda node: isinstance(node, optax.TraceState)
     )
@@ -191,10 +190,10 @@ def test_updates_of_20_steps(build, with_sam, tmp_path):
                 # Some true gradients are zero (a key's bias under softmax): hence the floor.
                 error /= max(np.linalg.norm(move), 1e-6 * whole)
                 assert note("SAM update" if with_sam else "SGD update", error) <= UPDATE, path
-            for path, there in theirs.arrays(state["stats"]).items():
-                error = np.linalg.norm(state["stats"][path] - there)
+            for path, there in theirs.arrays(state["batch_stats"]).items():
+                error = np.linalg.norm(state["batch_stats"][path] - there)
                 assert error <= 1e-12 * np.linalg.norm(there), path
         # Only rounding parts them; through BatchNorm a step may enlarge it a hundredfold.
         assert all(error <= 1e-14 * 100**step for step, error in enumerate(apart[:5]))
-        if not state["stats"]:
+        if not state["batch_stats"]:
             assert max(apart) <= 1e-12

@@ -5,11 +5,8 @@ import pytest
 import tiny
 from safetensors.numpy import save_file
 
-from fgvc_jax.data.load import load
-from fgvc_jax.phases.context import Context
 from fgvc_jax.run import run
 from fgvc_jax.train import tree
-from fgvc_jax.train.stop import Stop
 
 NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
@@ -19,8 +16,8 @@ def weights(tmp_path_factory):
     """(file, our paths -> arrays) of the tiny ResNet with random weights and statistics."""
     config = tiny.pipeline()
     folder = tmp_path_factory.mktemp("weights")
-    context = Context(config, folder, load(config.data), lambda line: None, Stop())
-    module = context.describe(config.finetune).build(99)
+    _, _, models = tiny.parts(config, folder)
+    module = models.specify(config.finetune).build(99)
     _, params, stats = tree.split(module.backbone)
     rng = np.random.default_rng(0)
     stats = {path: x + rng.uniform(-0.1, 0.1, x.shape).astype(x.dtype) for path, x in stats.items()}
@@ -38,23 +35,23 @@ def weights(tmp_path_factory):
     return folder / "model.safetensors", ours
 
 
-def test_phases_start_from_the_file_and_the_knn_row_still_can(weights, tmp_path):
+def test_phases_start_from_the_file_and_the_knn_row_still_can(weights, tmp_path, caplog):
     file, ours = weights
     config = tiny.pipeline()
     config.model.pretrained = str(file)
     config.phases = ("finetune", "evaluate")
-    config.finetune.update(length="2 steps", learning_rate=0.0, freeze=("backbone/.*",))
-    said = []
-    results = run(config, tmp_path, say=said.append)[""]
-    assert str(file) in "\n".join(said)
+    config.finetune.length = "2 steps"
+    config.finetune.optimizer.update(learning_rate=0.0, freeze=("backbone/.*",))
+    results = run(config, tmp_path)[""]
+    assert str(file) in caplog.text
     # kNN on the starting features, after training has given its buffers away
     assert results["evaluate"]["rows"][1]["test"]["top1"] > 0.2
 
-    context = Context(config, tmp_path, load(config.data), said.append, Stop())
-    for module_weights in (
-        tree.split(context.starting_model(context.describe(config.finetune)))[1:],
-        tuple(context.trained_model("finetune", "best")[2].values()),
+    _, _, models = tiny.parts(config, tmp_path)
+    for weights in (
+        tree.weights(models.starting_model(models.specify(config.finetune))),
+        models.trained("finetune", "best")[2],
     ):
-        found = {path: x for flat in module_weights for path, x in flat.items()}
+        found = {path: x for flat in weights.values() for path, x in flat.items()}
         for path, value in ours.items():
             np.testing.assert_array_equal(found[f"backbone/{path}"], value, err_msg=path)

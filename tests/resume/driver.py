@@ -16,6 +16,7 @@ import tiny
 
 from fgvc_jax.mining import pairs
 from fgvc_jax.run import run
+from fgvc_jax.tracking.logs import to_stdout
 from fgvc_jax.tracking.progress import Progress
 from fgvc_jax.train.stop import Interrupted
 
@@ -32,6 +33,7 @@ if when:
     Progress.update = update_and_die
     if phase == "mine":
         pairs.save = lambda *_: os.kill(os.getpid(), number)
+to_stdout()
 try:
     run(tiny.pipeline(), workdir)
 except Interrupted as interrupted:

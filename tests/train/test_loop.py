@@ -12,8 +12,9 @@ import pytest
 
 from fgvc_jax.errors import UserError
 from fgvc_jax.tracking.progress import Progress
+from fgvc_jax.tracking.timers import Seconds
 from fgvc_jax.tracking.writers import Writer
-from fgvc_jax.train import course, loop
+from fgvc_jax.train import loop, plateau
 from fgvc_jax.train.checkpoint import METRIC, Checkpoints, pick
 from fgvc_jax.train.stop import Interrupted, Stop
 
@@ -23,9 +24,9 @@ def state_at(step):
     state = {
         "step": jnp.int32(step),
         "params": {"w": jnp.full(3, step, jnp.float32)},
-        "stats": {"mean": jnp.full(2, step / 2, jnp.float32)},
+        "batch_stats": {"mean": jnp.full(2, step / 2, jnp.float32)},
         "opt": ({"w": jnp.full(3, -step, jnp.float32)},),
-        "course": course.start(),
+        "plateau": plateau.start(),
     }
     return jax.tree.map(jnp.asarray, state)
 
@@ -54,14 +55,14 @@ class Run:
         self.events.append(("step", number))
         if number == self.stop_at:
             self.stop.requested = int(signal.SIGTERM)
-        new = state_at(number) | {"course": state["course"]}
+        new = state_at(number) | {"plateau": state["plateau"]}
         return new, {"loss": Metric(number, self.loss(number), self.events)}
 
     def evaluate(self, state):
         self.events.append(("evaluate", int(state["step"])))
         return self.scores(int(state["step"]))
 
-    def fit(self, total, eval_every, log_every, **more):
+    def fit(self, total, eval_every, log_every, keep_every=0, **patience):
         checkpoints = Checkpoints(self.folder / "checkpoints")
         first = checkpoints.latest() or 0
         state = checkpoints.restore(first, state_at(0)) if first else state_at(0)
@@ -71,19 +72,14 @@ class Run:
             with Progress("finetune", total, 1, first_step=first, stream=self.text) as progress:
                 return loop.fit(
                     state,
-                    step_function=self.step,
-                    batches=iter(range(first + 1, total + 1)),
-                    first_step=first,
-                    total_steps=total,
-                    eval_every=eval_every,
-                    log_every=log_every,
+                    self.step,
+                    iter(range(first + 1, total + 1)),
+                    milestones=loop.Milestones(first, total, eval_every, log_every, keep_every),
                     evaluate=self.evaluate,
                     checkpoints=checkpoints,
-                    writer=writer,
-                    progress=progress,
-                    seconds=loop.Seconds(),
+                    tracker=loop.Tracker(progress, Seconds(), writer),
                     stop=self.stop,
-                    **more,
+                    patience=plateau.Patience(**patience),
                 )
         finally:
             checkpoints.close()
@@ -219,7 +215,7 @@ def test_best_and_latest_are_kept(tmp_path, restart):
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
     )
-    weights = checkpoints.restore_weights(4, {k: shapes[k] for k in ("params", "stats")})
+    weights = checkpoints.restore_weights(4, {k: shapes[k] for k in ("params", "batch_stats")})
     np.testing.assert_array_equal(weights["params"]["w"], np.full(3, 4.0))
     checkpoints.close()
 

@@ -28,7 +28,7 @@ def ours(name, scales=None, **arguments):
     """Ten updates in float64, with the learning rate applied as the train step applies it."""
     with jax.enable_x64(True):
         params = {path: jnp.asarray(x) for path, x in START.items()}
-        optimizer = optim.direction(name, list(params), **arguments)
+        optimizer = optim.optimizer(name, list(params), **arguments)
         state = optimizer.init(params)
 
         @jax.jit

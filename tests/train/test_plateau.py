@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fgvc_jax.train import course
+from fgvc_jax.train import plateau
+from fgvc_jax.train.plateau import Patience
 
 VALUES = [0.1, 0.3, 0.3, 0.2, 0.25, 0.31, 0.31, 0.31, 0.3, 0.3, 0.3, 0.4, 0.1, 0.1, 0.1]
 
@@ -14,24 +15,25 @@ def test_plateau_lowers_the_rate_when_torch_does():
     theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, mode="max", factor=0.5, patience=1, threshold=0.0
     )
-    ours, drops = course.start(), 0
-    for value in VALUES:
+    ours = plateau.start()
+    dropped = []
+    for step, value in enumerate(VALUES):
         theirs.step(value)
         before = float(ours["rate_factor"])
-        ours = course.after_evaluation(ours, value, plateau_patience=1, factor=0.5)
+        ours = plateau.after_evaluation(ours, value, step, Patience(drop=1, factor=0.5))
         assert float(ours["rate_factor"]) == optimizer.param_groups[0]["lr"]
-        drops += ours["rate_factor"] < before
-    assert drops >= 3
+        dropped += [step] if ours["rate_factor"] < before else []
+    assert len(dropped) >= 3 and plateau.drops(ours) == dropped
 
 
 def test_early_stop_counts_evaluations_without_a_better_one():
-    ours, stopped = course.start(), []
-    for value in VALUES:
-        ours = course.after_evaluation(ours, value)
-        stopped.append(course.is_over(ours, 3))
+    ours, stopped = plateau.start(), []
+    for step, value in enumerate(VALUES):
+        ours = plateau.after_evaluation(ours, value, step, plateau.NEVER)
+        stopped.append(plateau.is_over(ours, Patience(stop=3)))
     best, since = -np.inf, 0
     for value, over in zip(VALUES, stopped, strict=True):
         best, since = (value, 0) if value > best else (best, since + 1)
         assert over == (since >= 3)
-    assert not course.is_over(ours, 0)  # 0 = never
+    assert not plateau.is_over(ours, plateau.NEVER)
     assert float(ours["rate_factor"]) == 1.0

@@ -25,7 +25,7 @@ def network(params, batch, norm=True):
     out = h @ params["fc2/kernel"] + params["fc2/bias"]
     loss = jnp.mean(jnp.square(out - batch["y"]))
     aux = {
-        "stats": {"bn/mean": 0.9 * 0.7 + 0.1 * mean, "fixed/mean": jnp.full(2, 0.1, h.dtype)},
+        "batch_stats": {"bn/mean": 0.9 * 0.7 + 0.1 * mean, "fixed/mean": jnp.full(2, 0.1, h.dtype)},
         "metrics": {"error": jnp.mean(jnp.abs(out - batch["y"]))},
         "carry": {"out": out},
     }
@@ -211,7 +211,7 @@ def test_groups_against_a_loop_over_groups():
         mean = lambda *xs: sum(xs) / 3  # noqa: E731
         assert_close(grads, jax.tree.map(mean, *(p[1] for p in parts)), 1e-12)
         assert_close(loss, sum(p[0][0] for p in parts) / 3, 1e-12)
-        for name in ("stats", "metrics"):
+        for name in ("batch_stats", "metrics"):
             expected = jax.tree.map(mean, *(p[0][1][name] for p in parts))
             assert_close(aux[name], expected, 1e-12)
         outputs = np.concatenate([p[0][1]["carry"]["out"] for p in parts])
@@ -245,7 +245,7 @@ def test_accumulation_takes_every_nth_example():
 def test_statistics_that_no_part_changed_keep_every_bit():
     # 0.1 three times, divided by three, is not 0.1.
     params, batch = example()
-    stats = jax.jit(in_groups(gradient, 3))(params, batch)[0][1]["stats"]
+    stats = jax.jit(in_groups(gradient, 3))(params, batch)[0][1]["batch_stats"]
     np.testing.assert_array_equal(stats["fixed/mean"], np.full(2, 0.1, np.float32))
 
 

@@ -1,9 +1,9 @@
 """The train step: its draws, its freezing, and a method with two updates and a carried crop."""
 
+import functools
 import json
 import signal
-import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +16,14 @@ from flax import nnx
 from fgvc_jax import methods
 from fgvc_jax.backbones.features import Features
 from fgvc_jax.data.cache import Canvases
-from fgvc_jax.data.feed import Feed
-from fgvc_jax.data.load import load
+from fgvc_jax.data.feed import Feed, gather
 from fgvc_jax.images.augment import View
+from fgvc_jax.images.batch import plain_views, random_views
 from fgvc_jax.layers.norm import BatchNorm
 from fgvc_jax.methods import baseline
 from fgvc_jax.ops.crop import crop_resize
 from fgvc_jax.ops.losses import cross_entropy
 from fgvc_jax.phases import train
-from fgvc_jax.phases.context import Context
 from fgvc_jax.tracking.progress import Progress
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import optim, tree
@@ -32,10 +31,11 @@ from fgvc_jax.train import step as steps
 from fgvc_jax.train.checkpoint import Checkpoints
 from fgvc_jax.train.microbatch import accumulate
 from fgvc_jax.train.sam import sam
-from fgvc_jax.train.stop import Interrupted, Stop
+from fgvc_jax.train.stop import Interrupted
 
 VIEW = View(size=4, resize=4, mean=(0.0,) * 3, std=(1.0,) * 3, crop_scale=(0.2, 1.0))
 BATCH, SEED = 6, 7
+STEPS_PER_EPOCH = 1.5
 rng = np.random.default_rng(0)
 CANVASES = Canvases(
     rng.integers(0, 256, (BATCH, 8, 8, 3), np.uint8), np.full((BATCH, 2), 8, np.int32)
@@ -59,23 +59,23 @@ def engine(
     mesh = meshes.make()
     _, params, stats = tree.split(module)
     trainable = [path for path in params if not tree.matches(freeze, path)]
-    optimizer = optim.direction("sgd", trainable, momentum=momentum)
-    state = steps.init_state(params, stats, optimizer, freeze, ema=ema > 0)
+    recipe = steps.Recipe(
+        optimizer=optim.optimizer("sgd", trainable, momentum=momentum),
+        learning_rate=optim.schedule("constant", peak=rate, total=total_steps),
+        total_steps=total_steps,
+        steps_per_epoch=STEPS_PER_EPOCH,
+        freeze=freeze,
+        ema=ema,
+        wrap=wrap,
+    )
+    state = steps.init_state(params, stats, recipe)
     state = jax.device_put(state, meshes.shardings(state, mesh))
     batch = Feed([CANVASES], mesh).batch(np.arange(BATCH)[:, None], label=LABELS)
     function = steps.train_step(
-        module,
-        state,
+        *(module, state, recipe),
         mesh=mesh,
-        view=VIEW,
-        optimizer=optimizer,
-        rate=optim.schedule("constant", peak=rate, total=total_steps),
-        scales=dict.fromkeys(trainable, 1.0),
-        freeze=freeze,
-        total_steps=total_steps,
-        dtype=dtype,
-        ema=ema,
-        wrap=wrap,
+        gather=functools.partial(gather, mesh=mesh),
+        preprocess=functools.partial(random_views, view=VIEW, dtype=dtype),
     )
     return state, lambda state: function(state, (), batch, np.uint32(SEED))
 
@@ -83,7 +83,7 @@ def engine(
 # Draws
 
 
-draw_views = jax.jit(lambda keys, *args: steps.random_views(keys, *args, VIEW, jnp.float32))
+draw_views = jax.jit(lambda keys, *args: random_views(keys, *args, VIEW, jnp.float32))
 
 
 def views(keys, pixels=PIXELS, sizes=SIZES):
@@ -115,7 +115,7 @@ def test_two_views_of_a_pair_get_different_draws():
     assert images.shape == (BATCH, 2, 4, 4, 3)
     assert (np.abs(images[:, 0] - images[:, 1]).max((1, 2, 3)) > 0.01).all()
     np.testing.assert_allclose(images[:, 0], views(keys), rtol=0, atol=1e-6)
-    plain = steps.plain_views(*pair, VIEW, jnp.float32)
+    plain = plain_views(*pair, VIEW, jnp.float32)
     np.testing.assert_array_equal(plain[:, 0], plain[:, 1])
 
 
@@ -129,12 +129,12 @@ class Backbone(nnx.Module):
         self.fc = nnx.Linear(48, 5, rngs=nnx.Rngs(0))
         self.bn = BatchNorm(5)
 
-    def __call__(self, images):
+    def __call__(self, images, edit=None):
         return Features({}, self.bn(self.fc(images.reshape(len(images), -1))), None)
 
 
 def classifier():
-    module = baseline.Method(Backbone(), 3, rngs=nnx.Rngs(1))
+    module = baseline.Method(Backbone(), 3, image_size=4, rngs=nnx.Rngs(1))
     module.train()
     return module
 
@@ -155,8 +155,8 @@ def test_frozen_parameters_stay_to_the_bit(batch_norm):
     for path, value in before["params"].items():
         same = np.array_equal(state["params"][path], value)
         assert same == path.startswith("backbone/"), path
-    for path, value in before["stats"].items():
-        assert np.array_equal(state["stats"][path], value) == (batch_norm == "fixed"), path
+    for path, value in before["batch_stats"].items():
+        assert np.array_equal(state["batch_stats"][path], value) == (batch_norm == "fixed"), path
 
 
 def test_the_gradient_norm_is_that_of_what_is_trained():
@@ -200,7 +200,7 @@ def test_sam_in_the_step_against_two_passes_by_hand():
     def loss(params):
         merged = tree.merge(static, params, stats)
         value = cross_entropy(merged.head(merged.backbone(images).pooled), LABELS)
-        return value, tree.statistics(merged)
+        return value, tree.batch_stats(merged)
 
     (_, clean_stats), g = jax.value_and_grad(loss, has_aux=True)(params)
     norm = np.sqrt(sum(np.square(np.asarray(x, np.float64)).sum() for x in g.values()))
@@ -215,7 +215,7 @@ def test_sam_in_the_step_against_two_passes_by_hand():
         if path != NO_GRADIENT:  # elsewhere the perturbation matters
             assert np.abs(second[path] - g[path]).max() > 1e-5
     for path, value in clean_stats.items():  # statistics are the first pass's
-        np.testing.assert_allclose(state["stats"][path], value, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(state["batch_stats"][path], value, rtol=0, atol=1e-6)
 
 
 def test_accumulation_in_the_step_equals_the_whole_batch():
@@ -238,7 +238,8 @@ def test_accumulation_in_the_step_equals_the_whole_batch():
 def test_the_moving_average_against_a_loop():
     state, step = engine(classifier(), ema=0.5)
     averages = {
-        k: {p: np.array(x, np.float64) for p, x in state[k].items()} for k in ("params", "stats")
+        k: {p: np.array(x, np.float64) for p, x in state[k].items()}
+        for k in ("params", "batch_stats")
     }
     for number in range(6):
         state, _ = step(state)
@@ -282,22 +283,25 @@ class Crops(nnx.Module):
     def __init__(self):
         self.w = nnx.Param(jnp.asarray(np.random.default_rng(3).normal(size=(4, 4, 3)) / 10))
 
-    def first(self, batch, carry, rngs, progress):
+    def first(self, batch, carry, context):
         assert carry == {}
         value = jnp.einsum("bhwc,hwc->b", batch["image"], self.w[...])
         row = jnp.argmax(batch["image"][:, :3].sum((2, 3)), axis=1)
         loss = jnp.mean(jnp.square(value - batch["label"]))
-        return loss, {"row": row, "w": self.w[...]}, {"progress": progress}
+        known = {"progress": context.progress, "epoch": context.epoch}
+        return loss, {"row": row, "moved_from": jnp.sum(self.w[...])}, known
 
-    def second(self, batch, carry, rngs, progress):
+    def second(self, batch, carry, context):
         crop = jax.vmap(lambda x, r: jax.lax.dynamic_slice_in_dim(x, r, 2))
         rows = crop(batch["image"], carry["row"])
-        draw = jax.vmap(jax.random.uniform)(rngs)
+        draw = jax.vmap(jax.random.uniform)(context.keys)
         value = jnp.einsum("bhwc,hwc->b", rows, self.w[:2]) * draw
-        moved = jnp.abs(self.w[...] - carry["w"]).max()  # by the first update
+        moved = jnp.abs(jnp.sum(self.w[...]) - carry["moved_from"])  # by the first update
         return jnp.mean(jnp.square(value - batch["label"])), carry, {"moved": moved}
 
-    updates = (first, second)
+    @property
+    def updates(self):
+        return self.first, self.second
 
 
 def test_a_second_update_sees_the_weights_and_the_crops_of_the_first():
@@ -325,12 +329,13 @@ def test_a_second_update_sees_the_weights_and_the_crops_of_the_first():
             gradient = np.zeros_like(w)
             gradient[:2] = np.einsum("b,bhwc->hwc", 2 * error * draws / BATCH, crops)
             velocity = 0.9 * velocity + gradient
-            moved, w = np.abs(w - before).max(), w - 0.125 * velocity
+            moved, w = np.abs(np.sum(w) - np.sum(before)), w - 0.125 * velocity
 
             state, metrics = step(state)
             found = [metrics["loss_1"], metrics["loss_2"], metrics["moved_2"]]
             np.testing.assert_allclose(found, [*losses, moved], rtol=1e-6)
             assert moved > 1e-3 and metrics["progress_1"] == number / 10
+            assert metrics["epoch_1"] == np.float32(number / STEPS_PER_EPOCH)
             # float64, but the image is drawn in float32 and may round otherwise inside the step
             np.testing.assert_allclose(state["params"]["w"], w, rtol=0, atol=1e-6)
         assert state["step"] == 4
@@ -340,17 +345,16 @@ def test_a_second_update_sees_the_weights_and_the_crops_of_the_first():
 # The same through a whole phase
 
 
-class Toy(nnx.Module):
+class Toy(methods.Method):
     """Classifies the image, then the quarter of it where the backbone's map is strongest."""
 
-    task, views = "classify", 1
     traces = []  # noqa: RUF012 - one entry for every time that Python runs through a function
 
-    def __init__(self, backbone, num_classes, *, rngs, dtype, param_dtype):
+    def __init__(self, backbone, num_classes, *, image_size, rngs, dtype, param_dtype):
         self.backbone = backbone
         self.head = nnx.Linear(backbone.info.width, num_classes, rngs=rngs)
 
-    def whole(self, batch, carry, rngs, progress):
+    def whole(self, batch, carry, context):
         Toy.traces.append("whole")
         features = self.backbone(batch["image"])
         (cells,) = features.maps.values()  # [B, 2, 2, D]
@@ -361,18 +365,20 @@ class Toy(nnx.Module):
         carry = {"box": jax.lax.stop_gradient(box)}
         return cross_entropy(self.head(features.pooled), batch["label"]), carry, {}
 
-    def part(self, batch, carry, rngs, progress):
+    def part(self, batch, carry, context):
         Toy.traces.append("part")
         size = batch["image"].shape[1]
-        corner = jax.vmap(lambda key: jax.random.uniform(key, (4,), maxval=2.0))(rngs)
+        corner = jax.vmap(lambda key: jax.random.uniform(key, (4,), maxval=2.0))(context.keys)
         crop = jax.vmap(lambda x, box: crop_resize(x, box, size, valid_hw=jnp.array([size, size])))
         parts = crop(batch["image"], carry["box"] + corner * jnp.array([1, 1, 0, 0]))
         logits = self.head(self.backbone(parts).pooled)
         return cross_entropy(logits, batch["label"]), carry, {"top": carry["box"][:, 0].mean()}
 
-    updates = (whole, part)
+    @property
+    def updates(self):
+        return self.whole, self.part
 
-    def predict(self, images):
+    def predict(self, images, edit=None):
         Toy.traces.append("predict")
         return {"scores": self.head(self.backbone(images).pooled)}
 
@@ -380,31 +386,29 @@ class Toy(nnx.Module):
 @pytest.fixture
 def toy(monkeypatch):
     """A method that is a file like any other, as far as the package can see."""
-    module = ModuleType("fgvc_jax.methods.toy")
-    module.Method = Toy
-    monkeypatch.setitem(sys.modules, "fgvc_jax.methods.toy", module)
-    monkeypatch.setattr(methods, "names", lambda: ["toy"])
+    monkeypatch.setattr(methods, "get", lambda name, where="": Toy)
     Toy.traces.clear()
 
 
 def phase(workdir, stop_at=None):
     """Six steps of the toy, evaluated every two; asked to stop after step `stop_at`."""
-    config = tiny.pipeline("vit_tiny_patch16_224", "depth=1, width=16, heads=1")
+    config = tiny.pipeline("vit_tiny_patch16_224", depth=1, width=16, heads=1)
     config.image.size = config.image.resize = 32
-    config.finetune.method = "toy"
-    config.finetune.length, config.finetune.eval_every = "6 steps", "2 steps"
+    with config.unlocked():
+        config.finetune.method, config.finetune.arguments = "toy", {}
+    config.finetune.length, config.finetune.validation.every = "6 steps", "2 steps"
     config.log.every = "1 steps"
-    context = Context(config, workdir, load(config.data), lambda line: None, Stop())
+    run, data, models = tiny.parts(config, workdir)
     update = Progress.update
 
     def update_and_stop(self, steps=1, text=""):
         update(self, steps, text)
         if steps and self.step == stop_at:
-            context.stop.requested = int(signal.SIGTERM)
+            run.stop.requested = int(signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Progress, "update", update_and_stop)
-        return context, train.run(context, "finetune")
+        return data, train.Phase(config, "finetune").run(run, data, models)
 
 
 def contents(workdir):
@@ -424,10 +428,10 @@ def contents(workdir):
 
 
 def test_two_updates_with_a_carried_crop_train_and_resume(toy, tmp_path):
-    context, _ = phase(tmp_path / "whole")
+    data, _ = phase(tmp_path / "whole")
     # Traced once for the whole phase: three evaluations, with a partial last batch, included.
     assert sorted(Toy.traces) == ["part", "predict", "whole"]
-    assert len(context.manifest.splits["val"].labels) % 16
+    assert data.sizes["val"] % 16
 
     with pytest.raises(Interrupted):
         phase(tmp_path / "broken", stop_at=3)
