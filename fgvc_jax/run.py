@@ -13,9 +13,9 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from fgvc_jax import checks, plan, workdir
+from fgvc_jax import checks, files, plan, workdir
 from fgvc_jax import config as configs
-from fgvc_jax.data import cache, doctor
+from fgvc_jax.data import doctor
 from fgvc_jax.data import manifest as manifests
 from fgvc_jax.data.load import load
 from fgvc_jax.errors import UserError
@@ -159,7 +159,7 @@ def _examine(config: ConfigDict, manifest: manifests.Manifest, say) -> doctor.Fi
     """Every process does this; one of them reads the images and the others wait for what it saw."""
     return doctor.examine(
         manifest,
-        cache.folder(config.data.cache),
+        files.cache_folder(config.data.cache),
         size=config.image.size,
         canvas=config.data.canvas,
         group=config.data.group,
@@ -229,8 +229,7 @@ def _phases(context: Context, sources: list[Path]) -> dict[str, dict]:
 def use_compilation_cache() -> None:
     """Keeps compiled programs between runs, in $JAX_COMPILATION_CACHE_DIR or ~/.cache/fgvc_jax/xla."""
     if not jax.config.jax_compilation_cache_dir:
-        folder = os.environ.get("FGVC_CACHE", "~/.cache/fgvc_jax")
-        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(f"{folder}/xla"))
+        jax.config.update("jax_compilation_cache_dir", str(files.cache_folder() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 

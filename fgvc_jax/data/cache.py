@@ -3,7 +3,6 @@
 Decoding is also the check of every image: all unreadable ones are reported together.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -18,6 +17,7 @@ from PIL import Image
 
 from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.errors import UserError
+from fgvc_jax.files import locked
 
 FORMAT = 1  # raised whenever the pixels of a canvas would change
 CHUNK_BYTES = 64 * 2**20  # decoded and written at a time, which bounds the memory
@@ -52,11 +52,6 @@ class Decoded(NamedTuple):
         for i, row in enumerate(rows):
             place(fit(self.read(self.files[row]), self.side), pixels[i], sizes[i])
         return pixels, sizes
-
-
-def folder(given: str = "") -> Path:
-    """Where caches lie: as given, else $FGVC_CACHE, else ~/.cache/fgvc_jax."""
-    return Path(given or os.environ.get("FGVC_CACHE", "~/.cache/fgvc_jax")).expanduser()
 
 
 def canvas_size(manifest: Manifest, canvas: int) -> int:
@@ -102,8 +97,7 @@ def build(
     directory = Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
     target = _target(manifest, split, canvas, directory)
-    with open(f"{target}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the system if this process dies
+    with locked(f"{target}.lock"):
         if not target.exists():
             _write(manifest, split, canvas, target, say)
     return Canvases(np.load(target / "pixels.npy", mmap_mode="r"), np.load(target / "sizes.npy"))

@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from fgvc_jax.data import cache, sources
+from fgvc_jax import files
 from fgvc_jax.data import manifest as manifests
+from fgvc_jax.data import sources
 from fgvc_jax.data.split import carve
 from fgvc_jax.data.tfds import read as tfds
 from fgvc_jax.errors import UserError
@@ -47,7 +48,7 @@ def _read(data: ConfigDict, say: Callable[[str], None]) -> manifests.Manifest:
     if data.source == "tfds":
         return tfds.prepared(
             place,
-            cache=cache.folder(data.cache),
+            cache=files.cache_folder(data.cache),
             splits=data.splits,
             fold=data.fold,
             label=data.label_feature,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from fgvc_jax import backbones
+from fgvc_jax import backbones, files
 from fgvc_jax.backbones.features import Preprocessing
 from fgvc_jax.config import arguments
 from fgvc_jax.data import cache, feed
@@ -63,7 +63,7 @@ class Context:
     def canvases(self, split: str) -> cache.Canvases | cache.Decoded:
         if split not in self._canvases:
             data, manifest, side = self.config.data, self.manifest, self.canvas
-            folder = cache.folder(data.cache)
+            folder = files.cache_folder(data.cache)
             keep = data.feed != "decoded"
             if data.feed == "auto" and not cache.fits_on_disk(manifest, split, side, folder):
                 self.say(f"no room for the {split} images in {folder}: decoded anew each time")

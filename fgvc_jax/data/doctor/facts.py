@@ -1,6 +1,5 @@
 """What every image of a data set is, from one look at each; kept on disk until a file changes."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from fgvc_jax.data import cache
 from fgvc_jax.data.doctor.duplicates import near_pairs, signature
 from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.errors import UserError
+from fgvc_jax.files import atomic, locked
 
 FORMAT = 1  # raised whenever the same files would give other facts
 # What is converted on reading; bit i of `Facts.kinds`.
@@ -60,8 +60,7 @@ def collect(
     directory.mkdir(parents=True, exist_ok=True)
     key = cache.key(manifest, files, f"facts {FORMAT}")
     path = directory / f"{manifest.name}-facts-{key}.npz"
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the system if this process dies
+    with locked(path.with_suffix(".lock")):
         if path.exists():
             facts = _load(path)
             if not any(_readable(manifest, files[row]) for row in facts.unreadable):
@@ -87,11 +86,9 @@ def _readable(manifest: Manifest, file: str) -> bool:
 
 
 def _save(facts: Facts, path: Path) -> None:
-    partial = path.with_suffix(".partial")
     reasons = np.frombuffer(json.dumps(facts.unreadable).encode(), np.uint8)
-    with open(partial, "wb") as out:
+    with atomic(path) as out:
         np.savez(out, **facts._asdict() | {"unreadable": reasons})
-    os.replace(partial, path)
 
 
 def _read_all(manifest: Manifest, files: list[str], say: Callable[[str], None]) -> Facts:

@@ -16,6 +16,7 @@ from fgvc_jax.data.manifest import Manifest, Split
 from fgvc_jax.data.sources import decode
 from fgvc_jax.data.sources.names import split_of
 from fgvc_jax.errors import UserError, choose
+from fgvc_jax.files import atomic
 
 NAMES = ("file_name", "filename", "image/filename")  # features that may name an image
 FOLDS = ("train", "val", "test")  # the codes of the feature 'folds'
@@ -241,9 +242,8 @@ def _scan(
 
 def _save(arrays: dict[str, np.ndarray], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}-{path.name}")
-    np.savez(partial, **arrays)
-    os.replace(partial, path)
+    with atomic(path) as out:
+        np.savez(out, **arrays)
 
 
 def _load(path: Path, label: str) -> Index:
