@@ -68,7 +68,7 @@ def run(
     say_if_main = say if main else lambda line: None
     say_if_main(f"device: {meshes.name_devices()}")
     use_compilation_cache()
-    manifest = _find_inputs(config, say_if_main)
+    manifest = _find_inputs(config)
     if config.protocol == "refit" and not {"val", "test"} <= manifest.splits.keys():
         raise UserError(
             "config.protocol = 'refit' needs a validation split to pick lengths on and a test split to score."
@@ -78,7 +78,7 @@ def run(
     _make_workdir(folder, manifest, config.data.source)
     results: dict[str, dict[str, dict]] = {}
     with workdir.Lock(folder, main), Stop() as stop:
-        findings = _examine(config, manifest, say_if_main)
+        findings = _examine(config, manifest)
         if config.data.on_bad == "skip":
             manifest = doctor.leave_out(manifest, findings)
         workdir.claim(config, manifest, folder, main)
@@ -138,11 +138,11 @@ def _sources(reuse: str | os.PathLike) -> list[Path]:
     return [*parts, *(p / "refit" for p in parts if (p / "refit").is_dir())]
 
 
-def _find_inputs(config: ConfigDict, say) -> manifests.Manifest:
+def _find_inputs(config: ConfigDict) -> manifests.Manifest:
     """The data; one UserError that names all that is missing, weights included."""
     missing, found = [], None
     try:
-        found = load(config.data, say)
+        found = load(config.data)
     except UserError as error:
         missing.append(str(error))
     if config.model.pretrained:
@@ -155,7 +155,7 @@ def _find_inputs(config: ConfigDict, say) -> manifests.Manifest:
     return found
 
 
-def _examine(config: ConfigDict, manifest: manifests.Manifest, say) -> doctor.Findings:
+def _examine(config: ConfigDict, manifest: manifests.Manifest) -> doctor.Findings:
     """Every process does this; one of them reads the images and the others wait for what it saw."""
     return doctor.examine(
         manifest,
@@ -163,7 +163,6 @@ def _examine(config: ConfigDict, manifest: manifests.Manifest, say) -> doctor.Fi
         size=config.image.size,
         canvas=config.data.canvas,
         group=config.data.group,
-        say=say,
     )
 
 

@@ -304,7 +304,7 @@ def earlier(tmp_path_factory):
 @pytest.mark.parametrize("name", every())
 def test_runs_one_step_of_each_phase(name, photos, earlier, compiled_quickly, tmp_path):
     config = shrunk(name, photos)
-    results = run(config, tmp_path, say=str, reuse=earlier)[""]
+    results = run(config, tmp_path, reuse=earlier)[""]
     (earlier / f"seed_{len(list(earlier.iterdir()))}").symlink_to(tmp_path)
     assert tuple(results) == c.phases(config)
     trained = [phase for phase in results if config[phase].kind == "train"]

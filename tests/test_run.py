@@ -119,7 +119,7 @@ def test_phases_as_typed_on_a_command_line(typed, expected, monkeypatch):
 def finished(tmp_path_factory):
     """(workdir, what run returned) of a finished run."""
     folder = tmp_path_factory.mktemp("finished")
-    return folder, runs.run(small(), folder, say=lambda line: None)
+    return folder, runs.run(small(), folder)
 
 
 def contents(folder):
@@ -158,7 +158,7 @@ def test_a_dry_run_leaves_the_run_alone(finished):
     before = contents(folder)
     config = small()
     config.finetune.length = "1000 epochs"  # another config than the workdir's, too
-    results = runs.run(config, folder, dry_run=True, say=lambda line: None)
+    results = runs.run(config, folder, dry_run=True)
     assert results[""]["finetune"]["steps"] == 2
     after = contents(folder)
     assert {path: after[path] for path in before} == before
@@ -171,7 +171,7 @@ def test_a_workdir_in_use_is_refused(tmp_path):
     with open(tmp_path / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another process is running in"):
-            runs.run(small(), tmp_path, say=lambda line: None)
+            runs.run(small(), tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 

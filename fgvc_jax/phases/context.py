@@ -69,7 +69,7 @@ class Context:
                 self.say(f"no room for the {split} images in {folder}: decoded anew each time")
                 keep = False
             if keep:
-                found = cache.build(manifest, split, side, folder, say=self.say)
+                found = cache.build(manifest, split, side, folder)
             else:
                 found = cache.Decoded(manifest.splits[split].files, manifest.read, side)
             self._canvases[split] = found

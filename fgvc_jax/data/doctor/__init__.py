@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from fgvc_jax import files
@@ -24,7 +23,6 @@ def examine(
     size: int = 224,
     canvas: int = 512,
     group: str = "",
-    say: Callable[[str], None] = print,
 ) -> Findings:
     """Reads every image once, through the manifest, and says what is wrong or remarkable.
 
@@ -38,10 +36,9 @@ def examine(
       canvas: at most the side that images are cached with, pixels.
       group: regular expression for what stays in one split, see `fgvc_jax.data.split.groups`; '' = as the
         names of the files suggest.
-      say: gets a line of progress where it takes long.
     """
     rows = list_rows(manifest)
-    found = facts.collect(manifest, rows.files, directory, say=say)
+    found = facts.collect(manifest, rows.files, directory)
     return judge(manifest, rows, found, size=size, canvas=canvas, group=group)
 
 

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
+import logging
 import os
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,8 @@ from fgvc_jax.data.doctor.duplicates import near_pairs, signature
 from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.errors import UserError
 from fgvc_jax.files import atomic, locked
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1  # raised whenever the same files would give other facts
 # What is converted on reading; bit i of `Facts.kinds`.
@@ -47,8 +49,6 @@ def collect(
     manifest: Manifest,
     files: list[str],
     directory: str | os.PathLike,
-    *,
-    say: Callable[[str], None] = print,
 ) -> Facts:
     """The facts of `files`, in this order, from the directory or from reading every image once.
 
@@ -65,7 +65,7 @@ def collect(
             facts = _load(path)
             if not any(_readable(manifest, files[row]) for row in facts.unreadable):
                 return facts
-        facts = _read_all(manifest, files, say)
+        facts = _read_all(manifest, files)
         _save(facts, path)
     return facts
 
@@ -91,7 +91,7 @@ def _save(facts: Facts, path: Path) -> None:
         np.savez(out, **facts._asdict() | {"unreadable": reasons})
 
 
-def _read_all(manifest: Manifest, files: list[str], say: Callable[[str], None]) -> Facts:
+def _read_all(manifest: Manifest, files: list[str]) -> Facts:
     sizes = np.zeros((len(files), 2), np.int32)
     kinds = np.zeros(len(files), np.uint16)
     digests = np.zeros((len(files), 16), np.uint8)
@@ -122,14 +122,14 @@ def _read_all(manifest: Manifest, files: list[str], say: Callable[[str], None]) 
                 sizes[row], kinds[row], digests[row], hashes[row], levels[row] = seen
                 if time.monotonic() - told > 10:
                     told = time.monotonic()
-                    say(f"  {row:,} of {len(files):,} images checked")
+                    log.info(f"  {row:,} of {len(files):,} images checked")
     # Of equal images one stands for all; in very small ones too little can be seen.
     _, first = np.unique(digests, axis=0, return_index=True)
     rows = np.sort(first[sizes[first].min(1) >= 32])
     near = rows[near_pairs(hashes[rows], levels[rows])]
     seconds = time.monotonic() - start
     if seconds > 2:
-        say(f"{manifest.name}: {len(files):,} images checked in {seconds:.0f} s, once")
+        log.info(f"{manifest.name}: {len(files):,} images checked in {seconds:.0f} s, once")
     return Facts(sizes, kinds, digests, near, unreadable)
 
 
