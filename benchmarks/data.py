@@ -93,7 +93,7 @@ def main():
 
 
 def measure(args, root: Path, directory: Path) -> dict:
-    manifest = folder(root, say=lambda line: None)
+    manifest = folder(root)
     files = manifest.splits["train"].files
     canvas = cache.canvas_size(manifest, args.canvas)
     streams = {}
@@ -105,7 +105,7 @@ def measure(args, root: Path, directory: Path) -> dict:
         except ImportError as error:
             print(f"torch is not measured: {error}")
     before, start = peak(), time.perf_counter()
-    canvases = cache.build(manifest, "train", canvas, directory, say=lambda line: None)
+    canvases = cache.build(manifest, "train", canvas, directory)
     seconds = time.perf_counter() - start
     preparation = {
         "images": len(files),

@@ -1,6 +1,5 @@
 """Files over HTTP: goes on where it was interrupted, and checks the hash before the file gets its name."""
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fgvc_jax.errors import UserError
+from fgvc_jax.files import locked
 
 TRIES = 5  # without a single new byte
 BLOCK = 2**18
@@ -34,8 +34,7 @@ def fetch(url: str, target: Path, digest: str, *, bring: str, wait: float = 2.0)
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open(target.with_name(f".{target.name}.lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the system if this process dies
+        with locked(target.with_name(f".{target.name}.lock")):
             if not target.exists():
                 _download(url, target, digest, bring, wait)
     except OSError as error:

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from fgvc_jax import checks, files, phases, plan, rerun, workdir
-from fgvc_jax.data import cache, doctor
+from fgvc_jax.data import doctor
 from fgvc_jax.data import manifest as manifests
 from fgvc_jax.data.load import load
 from fgvc_jax.errors import UserError
@@ -153,7 +153,7 @@ def _examine(config: ConfigDict, manifest: manifests.Manifest) -> doctor.Finding
     """Every process does this; one of them reads the images and the others wait for what it saw."""
     return doctor.examine(
         manifest,
-        cache.folder(config.data.cache),
+        files.cache_folder(config.data.cache),
         size=config.image.size,
         canvas=config.data.canvas,
         group=config.data.group,

@@ -44,7 +44,7 @@ def finished(photos, tmp_path_factory):
     config.phases = ("finetune", "control", "embed", "evaluate")
     workdir = tmp_path_factory.mktemp("run")
     jax.config.update("jax_disable_most_optimizations", True)  # two steps: compile quickly
-    run(config, workdir, say=str)
+    run(config, workdir)
     jax.config.update("jax_disable_most_optimizations", False)
     return workdir
 

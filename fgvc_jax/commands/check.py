@@ -33,8 +33,9 @@ def main() -> None:
     for path in (arguments.html, arguments.json):
         if path and not path.resolve().parent.is_dir():
             raise UserError(f"cannot write {path}: there is no folder {path.parent}.")
+    from fgvc_jax import files
     from fgvc_jax.config import base
-    from fgvc_jax.data import cache, doctor
+    from fgvc_jax.data import doctor
     from fgvc_jax.data.doctor import page, report
     from fgvc_jax.data.load import load
 
@@ -44,7 +45,7 @@ def main() -> None:
     manifest = load(data)
     findings = doctor.examine(
         manifest,
-        cache.folder(data.cache),
+        files.cache_folder(data.cache),
         size=arguments.size,
         canvas=data.canvas,
         group=data.group,
@@ -52,7 +53,7 @@ def main() -> None:
     if arguments.html:
         page.write(arguments.html, findings, manifest)
     if arguments.json:
-        arguments.json.write_text(doctor.as_json(findings))
+        files.write_text(arguments.json, doctor.as_json(findings))
     *lines, verdict = report.report(findings)
     print(*lines, sep="\n")
     if arguments.on_bad == "skip" and findings.of("error"):

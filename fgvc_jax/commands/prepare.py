@@ -12,7 +12,7 @@ from fgvc_jax.errors import UserError
 
 
 def main() -> None:
-    from fgvc_jax.data import cache
+    from fgvc_jax import files
     from fgvc_jax.data.tfds import prepare, read
     from fgvc_jax.download import fetch
 
@@ -62,7 +62,7 @@ def main() -> None:
     else:
         paths = [Path(path).expanduser() for path in arguments.archive]
     directory = prepare.prepare(name, paths, out)
-    found = read.prepared(directory, cache=cache.folder())
+    found = read.prepared(directory, cache=files.cache_folder())
     counts = " / ".join(f"{len(files):,} {split}" for split, (files, _) in found.splits.items())
     print(f"{counts}: {prepare.standing(directory)}, in {out / name}")
 

@@ -3,8 +3,8 @@
 Decoding is also the check of every image: all unreadable ones are reported together.
 """
 
-import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import time
@@ -18,6 +18,9 @@ from PIL import Image
 
 from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.errors import UserError
+from fgvc_jax.files import locked
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1  # raised whenever the pixels of a canvas would change
 CHUNK_BYTES = 64 * 2**20  # decoded and written at a time, which bounds the memory
@@ -54,11 +57,6 @@ class Decoded(NamedTuple):
         return pixels, sizes
 
 
-def folder(given: str = "") -> Path:
-    """Where caches lie: as given, else $FGVC_CACHE, else ~/.cache/fgvc_jax."""
-    return Path(given or os.environ.get("FGVC_CACHE", "~/.cache/fgvc_jax")).expanduser()
-
-
 def canvas_size(manifest: Manifest, canvas: int) -> int:
     """min(canvas, the longest side of any image in any split, rounded up to a multiple of 8).
 
@@ -79,8 +77,6 @@ def build(
     split: str,
     canvas: int,
     directory: str | os.PathLike,
-    *,
-    say: Callable[[str], None] = print,
 ) -> Canvases:
     """Memory-maps the canvases of a split, decoding the images first where that is not yet done.
 
@@ -94,7 +90,6 @@ def build(
       split: which of its splits.
       canvas: side of the squares; see `canvas_size`.
       directory: where caches lie; made if missing.
-      say: gets a line with the size before writing, and progress.
 
     Raises:
       UserError: images that cannot be read (the first ten and the count), or a full disk.
@@ -102,10 +97,9 @@ def build(
     directory = Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
     target = _target(manifest, split, canvas, directory)
-    with open(f"{target}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the system if this process dies
+    with locked(f"{target}.lock"):
         if not target.exists():
-            _write(manifest, split, canvas, target, say)
+            _write(manifest, split, canvas, target)
     return Canvases(np.load(target / "pixels.npy", mmap_mode="r"), np.load(target / "sizes.npy"))
 
 
@@ -114,11 +108,11 @@ def _target(manifest: Manifest, split: str, canvas: int, directory: Path) -> Pat
     return directory / f"{manifest.name}-{split}-{canvas}-{digest}"
 
 
-def _write(manifest: Manifest, split: str, canvas: int, target: Path, say) -> None:
+def _write(manifest: Manifest, split: str, canvas: int, target: Path) -> None:
     files = manifest.splits[split].files
     image_bytes = canvas * canvas * 3
     total = len(files) * image_bytes
-    say(
+    log.info(
         f"decoding {len(files):,} {split} images to {canvas} x {canvas}: "
         f"{total / 1e6:,.1f} MB in {target}"
     )
@@ -158,7 +152,7 @@ def _write(manifest: Manifest, split: str, canvas: int, target: Path, say) -> No
             out.write(block)
             if time.monotonic() - told > 10:
                 told = time.monotonic()
-                say(f"  {first + len(images):,} of {len(files):,} images")
+                log.info(f"  {first + len(images):,} of {len(files):,} images")
     if bad:
         shutil.rmtree(partial)
         more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
@@ -171,7 +165,7 @@ def _write(manifest: Manifest, split: str, canvas: int, target: Path, say) -> No
     np.save(partial / "sizes.npy", sizes)
     os.rename(partial, target)
     seconds = time.monotonic() - start
-    say(f"  done in {seconds:.1f} s ({len(files) / seconds:,.0f} images/s)")
+    log.info(f"  done in {seconds:.1f} s ({len(files) / seconds:,.0f} images/s)")
 
 
 def fit(image: np.ndarray, canvas: int) -> np.ndarray:

@@ -20,9 +20,13 @@ from jax.sharding import PartitionSpec as P
 from fgvc_jax.data import sampler
 from fgvc_jax.data.cache import Canvases, Decoded
 
+<<<<<<< HEAD
 AXES = ("data", "fsdp")
+=======
+AXES = ("data", "model")  # of the mesh; the batch axis is split over both
+>>>>>>> h_data
 THREADS = min(8, os.cpu_count() or 1)  # each makes a whole batch
-BATCH = P(AXES)  # the batch axis is split over all devices of the mesh
+BATCH = P(AXES)
 
 
 @jax.tree_util.register_dataclass
@@ -64,17 +68,21 @@ def make_resident(canvases: Canvases, mesh: Mesh, spread: bool = False) -> Resid
 
 
 class Feed:
-    """Batches of examples; an example has one image (a view) or, for pairs, two.
+    """Batches of examples; an example has one image or, for pairs, two.
 
     Attributes:
+      sources: the canvases behind each of the V columns of an index, one an image of the example.
       resident: the arrays to pass to the jitted step; empty when streamed.
     """
 
     def __init__(
-        self, views: Sequence[Canvases | Decoded], mesh: Mesh, resident: tuple[Resident, ...] = ()
+        self,
+        sources: Sequence[Canvases | Decoded],
+        mesh: Mesh,
+        resident: tuple[Resident, ...] = (),
     ):
-        """Args: the canvases that each view's index refers to; for 'resident', the same on the device."""
-        self.views = views
+        """Args: the sources; the mesh; for 'resident', the same sources on the device."""
+        self.sources = sources
         self.mesh = mesh
         self.resident = resident
         self.sharding = NamedSharding(mesh, BATCH)
@@ -83,7 +91,7 @@ class Feed:
         """{'index' int32 [B, V]} or {'pixels' uint8 [B, V, C, C, 3], 'sizes' int32 [B, V, 2]}, and columns.
 
         Args:
-          index: int [B, V], the row of each view in its canvases.
+          index: int [B, V], V images an example: the row of each in the canvases of its column.
           columns: arrays with leading axis B, such as label and mask.
         """
         result = {name: to_device(column, self.sharding) for name, column in columns.items()}
@@ -96,7 +104,7 @@ class Feed:
             rows = index[part[0]]
             place = part[0].indices(len(index))
             if place not in taken:
-                columns = [view.take(rows[:, i]) for i, view in enumerate(self.views)]
+                columns = [source.take(rows[:, i]) for i, source in enumerate(self.sources)]
                 taken[place] = [np.stack(c, axis=1) for c in zip(*columns, strict=True)]
             return taken[place]
 
@@ -104,7 +112,7 @@ class Feed:
             shape = (*index.shape, *rest)
             return jax.make_array_from_callback(shape, self.sharding, lambda p: take(p)[number])
 
-        side = self.views[0].side
+        side = self.sources[0].side
         return result | {"pixels": send(0, side, side, 3), "sizes": send(1, 2)}
 
     def stream(self, order: grain.MapDataset, examples: dict[str, np.ndarray]) -> Iterator[dict]:
@@ -141,9 +149,10 @@ def gather(resident: tuple[Resident, ...], batch: dict[str, jax.Array], mesh: Me
 
     def local(resident, index):
         columns = []
-        for view, split in enumerate(resident):
-            take = _from_the_ring if split.spread else _from_own
-            columns.append((take(split.pixels, index[:, view]), split.sizes[index[:, view]]))
+        for column, source in enumerate(resident):
+            take = _from_the_ring if source.spread else _from_own
+            rows = index[:, column]
+            columns.append((take(source.pixels, rows), source.sizes[rows]))
         return tuple(jnp.stack(column, axis=1) for column in zip(*columns, strict=True))
 
     places = tuple(Resident(BATCH if r.spread else P(), P(), r.spread) for r in resident)

@@ -1,12 +1,12 @@
 """The data set that a config names."""
 
 import os
-from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from fgvc_jax.data import cache, sources
+from fgvc_jax import files
 from fgvc_jax.data import manifest as manifests
+from fgvc_jax.data import sources
 from fgvc_jax.data.split import carve
 from fgvc_jax.data.tfds import read as tfds
 from fgvc_jax.errors import UserError
@@ -15,20 +15,19 @@ ORIGINALS = ("cub", "cars", "aircraft")
 SOURCES = ("folder", "list", "inaturalist", *ORIGINALS, "competition", "tfds", "digits")
 
 
-def load(data: ConfigDict, say: Callable[[str], None] = print) -> manifests.Manifest:
+def load(data: ConfigDict) -> manifests.Manifest:
     """`config.data` -> a checked manifest.
 
     Raises:
       UserError: where the data is missing or inconsistent.
     """
-    found = _read(data, say)
+    found = _read(data)
     found = carve(
         found,
         val_fraction=data.val_fraction,
         test_fraction=data.test_fraction,
         seed=data.split_seed,
         group=data.group,
-        say=say,
     )
     try:
         manifests.check(found)
@@ -42,7 +41,7 @@ def load(data: ConfigDict, say: Callable[[str], None] = print) -> manifests.Mani
     return found
 
 
-def _read(data: ConfigDict, say: Callable[[str], None]) -> manifests.Manifest:
+def _read(data: ConfigDict) -> manifests.Manifest:
     """With the splits that the data come with."""
     if data.source == "digits":
         return sources.digits()
@@ -50,23 +49,22 @@ def _read(data: ConfigDict, say: Callable[[str], None]) -> manifests.Manifest:
     if data.source == "tfds":
         return tfds.prepared(
             place,
-            cache=cache.folder(data.cache),
+            cache=files.cache_folder(data.cache),
             splits=data.splits,
             fold=data.fold,
             label=data.label_feature,
             image=data.image_feature,
             val_fraction=data.val_fraction,
             seed=data.split_seed,
-            say=say,
         )
     if data.source in ("list", "inaturalist"):
         read = sources.image_list if data.source == "list" else sources.inaturalist
-        return read(place, images=data.images and root(data.images), say=say)
+        return read(place, images=data.images and root(data.images))
     if data.source in ORIGINALS:
-        return sources.original(data.source, place, say=say)
+        return sources.original(data.source, place)
     if data.source == "competition":
-        return sources.competition(place, say=say)
-    return sources.folder(place, say=say)
+        return sources.competition(place)
+    return sources.folder(place)
 
 
 def root(path: str) -> str:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fgvc_jax.errors import UserError
+from fgvc_jax.files import write_json
 
 
 class Split(NamedTuple):
@@ -137,12 +138,7 @@ def save(manifest: Manifest, path: str | os.PathLike) -> None:
         },
         **({"excluded": manifest.excluded} if manifest.excluded else {}),
     }
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    text = json.dumps(content, indent=1, ensure_ascii=False)
-    # File names are bytes to the system: what is not UTF-8 is written back as it came.
-    partial.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")
-    os.replace(partial, path)
+    write_json(path, content)
 
 
 def digest(manifest: Manifest) -> str:

@@ -1,16 +1,19 @@
 """Stratified, seeded splits that keep photos of one thing on one side."""
 
 import dataclasses
+import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from fgvc_jax.data.manifest import Manifest, Split
 from fgvc_jax.data.sources.names import few
 from fgvc_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def carve(
@@ -20,7 +23,6 @@ def carve(
     test_fraction: float = 0.1,
     seed: int = 0,
     group: str = "",
-    say: Callable[[str], None] = print,
 ) -> Manifest:
     """Makes the splits that data come without.
 
@@ -32,7 +34,6 @@ def carve(
         validation is carved), by class; 0 carves nothing.
       seed: of the draw.
       group: regular expression, see `groups`; '' = every image for itself.
-      say: gets each line about what was carved, and the size of every split.
 
     Raises:
       UserError: for a split that would come out empty, or a `group` that fits no file.
@@ -42,10 +43,10 @@ def carve(
     if "all" in splits or ("train" in splits and "val" not in splits):
         fractions = {"val": val_fraction, "test": test_fraction if "all" in splits else 0.0}
         whole = splits.pop("all" if "all" in splits else "train")
-        keys = groups(whole.files, group, say) if group else np.arange(len(whole.files))
+        keys = _told_groups(whole.files, group) if group else np.arange(len(whole.files))
         splits = _parts(whole, keys, fractions["val"], fractions["test"], seed) | splits
     elif group:
-        say(f"{name}: data.group = {group!r} is not used: train and val are given")
+        log.info(f"{name}: data.group = {group!r} is not used: train and val are given")
     for split, fraction in fractions.items():
         if fraction == 0:
             continue
@@ -57,16 +58,16 @@ def carve(
                 f"{', kept together by data.group' if group else ''}). "
                 f"Raise {split}_fraction, or bring a {split} split."
             )
-        say(f"{split} carved: {fraction:.0%} of every class, seed {seed}")
+        log.info(f"{split} carved: {fraction:.0%} of every class, seed {seed}")
         small = sorted(set(range(len(classes))) - set(splits[split].labels.tolist()))
         if small:
-            say(
+            log.info(
                 f"{len(small)} of {len(classes)} classes are too small to give a {split} image "
                 f"and stay in train: {few([classes[i] for i in small])}"
             )
     for split, (files, labels) in splits.items():
         lacks = len(classes) - len(np.unique(labels))
-        say(
+        log.info(
             f"{name} {split}: {len(files):,} images of {len(classes) - lacks} classes"
             + (f" ({lacks} of {len(classes)} have none)" if lacks else "")
         )
@@ -135,16 +136,13 @@ def stratified(
     return np.flatnonzero(~held_out[groups]), np.flatnonzero(held_out[groups])
 
 
-def groups(
-    files: Sequence[str], pattern: str, say: Callable[[str], None] = lambda line: None
-) -> np.ndarray:
+def groups(files: Sequence[str], pattern: str) -> np.ndarray:
     """Which files belong together: those with the same match of a regular expression.
 
     Args:
       files: N paths, relative to the data's folder.
       pattern: searched in each path. The match's first group, or the whole match where it has none, is
         the key. A file that does not match is a group of its own.
-      say: gets a line with the counts.
 
     Returns:
       int64 [N], equal within a group.
@@ -168,11 +166,18 @@ def groups(
     index = [
         number.setdefault(i if key is None else key, len(number)) for i, key in enumerate(keys)
     ]
-    say(
-        f"{len(files):,} images are {len(number):,} groups by {pattern!r}, each kept in one split"
+    return np.array(index)
+
+
+def _told_groups(files: Sequence[str], pattern: str) -> np.ndarray:
+    """The same, with a line about how many there are."""
+    keys = groups(files, pattern)
+    alone = sum(re.search(pattern, file) is None for file in files)
+    log.info(
+        f"{len(files):,} images are {keys.max() + 1:,} groups by {pattern!r}, each kept in one split"
         + (f"; {alone:,} that do not match it are groups of their own" if alone else "")
     )
-    return np.array(index)
+    return keys
 
 
 # The file's folder and its name up to the last part, where that is a short number ('_3', '-view12') or one

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from fgvc_jax.data import cache, feed
 from fgvc_jax.data.manifest import Manifest
+from fgvc_jax.files import cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Data:
     def canvases(self, split: str) -> cache.Canvases | cache.Decoded:
         if split not in self._canvases:
             settings, manifest, side = self.settings, self.manifest, self.canvas
-            folder = cache.folder(settings.cache)
+            folder = cache_folder(settings.cache)
             keep = settings.feed != "decoded"
             if settings.feed == "auto" and not cache.fits_on_disk(manifest, split, side, folder):
                 log.info("no room for the %s images in %s: decoded anew each time", split, folder)

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from fgvc_jax import download
-from fgvc_jax.data import cache
+from fgvc_jax import download, files
 
 SERVER = "https://download.pytorch.org/models/"
 SWAG = "cc-by-nc-4.0"  # of github.com/facebookresearch/SWAG
@@ -98,7 +97,7 @@ def fetch(file: str) -> Path:
     Raises:
       UserError: as `fgvc_jax.download.fetch`.
     """
-    folder = cache.folder() / "weights"
+    folder = files.cache_folder() / "weights"
     digest = f"sha256:{Path(file).stem.rpartition('-')[2]}"
     bring = f"Or bring it into {folder}, or pass --config.model.pretrained=PATH/{file}"
     return download.fetch(SERVER + file, folder / file, digest, bring=bring)

@@ -128,7 +128,7 @@ def finished(tmp_path_factory):
     config.phases = ("finetune",)
     config.finetune.length = "2 steps"
     workdir = tmp_path_factory.mktemp("finished")
-    run(config, workdir, say=str)
+    run(config, workdir)
     return workdir
 
 

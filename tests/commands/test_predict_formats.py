@@ -42,7 +42,7 @@ def finished(data, tmp_path_factory):
     config.phases = ("finetune",)
     workdir, plain = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("plain")
     jax.config.update("jax_disable_most_optimizations", True)  # two steps: compile quickly
-    run(config, workdir, say=str)
+    run(config, workdir)
     jax.config.update("jax_disable_most_optimizations", False)
     shutil.copytree(workdir, plain, dirs_exist_ok=True)
     model = json.loads((plain / "finetune" / "model.json").read_text())

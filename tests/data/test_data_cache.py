@@ -15,8 +15,6 @@ from fgvc_jax.data.sources import digits, folder
 from fgvc_jax.data.split import carve
 from fgvc_jax.errors import UserError
 
-quiet = lambda line: None  # noqa: E731
-
 
 @pytest.fixture
 def photos(tmp_path):
@@ -31,7 +29,7 @@ def photos(tmp_path):
 
 
 def train_only(root):
-    return carve(folder(root, say=quiet), val_fraction=0, test_fraction=0, say=quiet)
+    return carve(folder(root), val_fraction=0, test_fraction=0)
 
 
 def counting(manifest):
@@ -46,7 +44,7 @@ def counting(manifest):
 
 def test_canvases_hold_each_image_at_the_top_left_shrunk_only_if_too_long(photos, tmp_path):
     manifest = train_only(photos)
-    pixels, sizes = cache.build(manifest, "train", 40, tmp_path / "c", say=quiet)
+    pixels, sizes = cache.build(manifest, "train", 40, tmp_path / "c")
     files = manifest.splits["train"].files
     assert pixels.shape == (6, 40, 40, 3) and pixels.dtype == np.uint8
     assert sizes.dtype == np.int32 and isinstance(pixels, np.memmap)
@@ -63,17 +61,17 @@ def test_canvases_hold_each_image_at_the_top_left_shrunk_only_if_too_long(photos
         assert not canvas[h:].any() and not canvas[:, w:].any()
 
 
-def test_second_build_decodes_nothing_and_labels_do_not_matter(photos, tmp_path):
+def test_second_build_decodes_nothing_and_labels_do_not_matter(photos, tmp_path, said):
     manifest, seen = counting(train_only(photos))
-    said = []
-    first = cache.build(manifest, "train", 32, tmp_path / "c", say=said.append)
+    said.clear()
+    first = cache.build(manifest, "train", 32, tmp_path / "c")
     assert sorted(seen) == sorted(manifest.splits["train"].files)  # each once
     assert "6 train images" in said[0] and "0.0 MB" in said[0]
     seen.clear()
     said.clear()
     train = manifest.splits["train"]
     other = dataclasses.replace(manifest, splits={"train": train._replace(labels=1 - train.labels)})
-    second = cache.build(other, "train", 32, tmp_path / "c", say=said.append)
+    second = cache.build(other, "train", 32, tmp_path / "c")
     assert not seen and not said
     np.testing.assert_array_equal(first.pixels, second.pixels)
     np.testing.assert_array_equal(first.sizes, second.sizes)
@@ -81,38 +79,38 @@ def test_second_build_decodes_nothing_and_labels_do_not_matter(photos, tmp_path)
 
 def test_changed_file_other_canvas_and_other_files_are_other_caches(photos, tmp_path):
     manifest, seen = counting(train_only(photos))
-    cache.build(manifest, "train", 32, tmp_path / "c", say=quiet)
+    cache.build(manifest, "train", 32, tmp_path / "c")
     one = photos / manifest.splits["train"].files[0]
     Image.new("RGB", (50, 20), "red").save(one)
     os.utime(one, ns=(1, 1))
     seen.clear()
-    changed = cache.build(manifest, "train", 32, tmp_path / "c", say=quiet)
+    changed = cache.build(manifest, "train", 32, tmp_path / "c")
     assert len(seen) == 6 and (changed.pixels[0, 0, 0] == (255, 0, 0)).all()
-    cache.build(manifest, "train", 24, tmp_path / "c", say=quiet)
+    cache.build(manifest, "train", 24, tmp_path / "c")
     assert len(seen) == 12
     one.unlink()
-    cache.build(counting(train_only(photos))[0], "train", 32, tmp_path / "c", say=quiet)
+    cache.build(counting(train_only(photos))[0], "train", 32, tmp_path / "c")
     complete = [p for p in (tmp_path / "c").iterdir() if p.is_dir()]
     assert len(complete) == 4
 
 
-def test_digits_are_keyed_by_their_pixels(tmp_path):
-    manifest = carve(digits(), val_fraction=0.5, test_fraction=0.45, say=quiet)
+def test_digits_are_keyed_by_their_pixels(tmp_path, said):
+    manifest = carve(digits(), val_fraction=0.5, test_fraction=0.45)
     assert cache.canvas_size(manifest, 64) == 8
-    cache.build(manifest, "train", 8, tmp_path, say=quiet)
-    said = []
-    pixels, sizes = cache.build(manifest, "train", 8, tmp_path, say=said.append)
+    cache.build(manifest, "train", 8, tmp_path)
+    said.clear()
+    pixels, sizes = cache.build(manifest, "train", 8, tmp_path)
     assert not said and (sizes == 8).all()
     for file, canvas in zip(manifest.splits["train"].files, pixels, strict=True):
         np.testing.assert_array_equal(canvas, manifest.read(file))
     brighter = dataclasses.replace(manifest, read=lambda f: manifest.read(f) // 2)
-    cache.build(brighter, "train", 8, tmp_path, say=said.append)
+    cache.build(brighter, "train", 8, tmp_path)
     assert said  # written anew
 
 
 def test_canvas_size_is_the_longest_side_of_all_splits_in_steps_of_8(photos):
-    manifest = folder(photos, say=quiet)
-    manifest = carve(manifest, val_fraction=0.34, test_fraction=0.34, say=quiet)
+    manifest = folder(photos)
+    manifest = carve(manifest, val_fraction=0.34, test_fraction=0.34)
     assert set(manifest.splits) == {"train", "val", "test"}
     manifest, seen = counting(manifest)
     assert cache.canvas_size(manifest, 512) == 96  # 90, rounded up
@@ -127,7 +125,7 @@ def test_all_unreadable_images_come_in_one_message_and_nothing_is_left(photos, t
     (photos / "a" / "zero.jpg").touch()
     manifest = train_only(photos)
     with pytest.raises(UserError) as error:
-        cache.build(manifest, "train", 32, tmp_path / "c", say=quiet)
+        cache.build(manifest, "train", 32, tmp_path / "c")
     text = str(error.value)
     assert "13 of 19 train images cannot be read" in text
     assert (
@@ -149,9 +147,9 @@ def test_interrupted_write_is_not_taken_for_a_cache(photos, tmp_path):
 
     broken = dataclasses.replace(manifest, read=interrupted)
     with pytest.raises(KeyboardInterrupt):
-        cache.build(broken, "train", 32, tmp_path / "c", say=quiet)
+        cache.build(broken, "train", 32, tmp_path / "c")
     manifest, seen = counting(manifest)
-    cache.build(manifest, "train", 32, tmp_path / "c", say=quiet)
+    cache.build(manifest, "train", 32, tmp_path / "c")
     assert len(seen) == 6
     (done,) = [p for p in (tmp_path / "c").iterdir() if p.is_dir()]
     assert not done.name.endswith("partial")
@@ -162,7 +160,7 @@ def test_full_disk_is_told_before_writing(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     manifest, seen = counting(train_only(photos))
     with pytest.raises(UserError, match="0 MB free"):
-        cache.build(manifest, "train", 32, tmp_path / "c", say=quiet)
+        cache.build(manifest, "train", 32, tmp_path / "c")
     assert not seen
 
 
@@ -173,15 +171,14 @@ from fgvc_jax.data.sources import folder
 from fgvc_jax.data.split import carve
 import dataclasses
 root, out, log = sys.argv[1:]
-quiet = lambda line: None
-manifest = carve(folder(root, say=quiet), val_fraction=0, test_fraction=0, say=quiet)
+manifest = carve(folder(root), val_fraction=0, test_fraction=0)
 def slow(file):
     time.sleep(0.2)
     with open(log, "a") as f:
         f.write(file + "\\n")
     return manifest.read(file)
 slowly = dataclasses.replace(manifest, read=slow)
-print(int(cache.build(slowly, "train", 32, out, say=lambda line: None).pixels.sum(dtype="int64")))
+print(int(cache.build(slowly, "train", 32, out).pixels.sum(dtype="int64")))
 """
 
 

@@ -30,12 +30,12 @@ def labels(manifest):
     return {k: v.labels.tolist() for k, v in manifest.splits.items()}
 
 
-def folder(root, *, say=str, **fractions):
-    return carve(sources.folder(root, say=say), say=say, **fractions)
+def folder(root, **fractions):
+    return carve(sources.folder(root), **fractions)
 
 
 def digits(**fractions):
-    return carve(sources.digits(), say=str, **fractions)
+    return carve(sources.digits(), **fractions)
 
 
 def refusal(root, **kwargs):
@@ -74,12 +74,11 @@ def test_digits_are_scikit_learns_with_every_class_in_every_split():
 # Layouts
 
 
-def test_three_given_splits_share_the_class_table_of_train(tmp_path):
+def test_three_given_splits_share_the_class_table_of_train(tmp_path, said):
     fill(tmp_path / "train", {"b": 2, "a": 1, "c d": 1})
     fill(tmp_path / "val", {"c d": 1})
     fill(tmp_path / "test", {"c d": 1, "b": 2})
-    said = []
-    manifest = folder(tmp_path, say=said.append)
+    manifest = folder(tmp_path)
     m.check(manifest)
     assert manifest.classes == ("a", "b", "c d")
     assert labels(manifest) == {"train": [0, 1, 1, 2], "val": [2], "test": [1, 1, 2]}
@@ -97,11 +96,10 @@ def test_usual_spellings(tmp_path, spelling):
     assert labels(folder(tmp_path)) == {"train": [0, 1], "val": [0]}
 
 
-def test_validation_is_carved_from_train_and_test_is_left_alone(tmp_path):
+def test_validation_is_carved_from_train_and_test_is_left_alone(tmp_path, said):
     fill(tmp_path / "train", {"a": 20, "b": 10, "one": 1})
     fill(tmp_path / "test", {"a": 3})
-    said = []
-    manifest = folder(tmp_path, val_fraction=0.2, say=said.append)
+    manifest = folder(tmp_path, val_fraction=0.2)
     m.check(manifest)
     assert {k: np.bincount(v).tolist() for k, v in labels(manifest).items()} == {
         "train": [16, 8, 1],
@@ -115,10 +113,9 @@ def test_validation_is_carved_from_train_and_test_is_left_alone(tmp_path):
     assert files(manifest) != files(folder(tmp_path, val_fraction=0.2, seed=1))
 
 
-def test_class_folders_alone_are_split_three_ways(tmp_path):
+def test_class_folders_alone_are_split_three_ways(tmp_path, said):
     fill(tmp_path, {"a": 20, "b": 10})
-    said = []
-    manifest = folder(tmp_path, val_fraction=0.1, test_fraction=0.2, say=said.append)
+    manifest = folder(tmp_path, val_fraction=0.1, test_fraction=0.2)
     m.check(manifest)
     assert {k: np.bincount(v).tolist() for k, v in labels(manifest).items()} == {
         "train": [14, 7],
@@ -132,25 +129,23 @@ def test_class_folders_alone_are_split_three_ways(tmp_path):
     assert any("test carved: 20%" in line for line in said)
 
 
-def test_which_files_count(tmp_path):
+def test_which_files_count(tmp_path, said):
     put(tmp_path, "a/x.JPG", "a/deep/er/y.Tiff", "b/z.webp", "b/.hidden.png", ".git/q.png")
     put(tmp_path, "loose.png")
     for name in ("a/notes.txt", "a/deep/Thumbs.db", "b/list.txt", "b/README", "top.csv"):
         (tmp_path / name).write_text("x")
-    said = []
-    manifest = folder(tmp_path, val_fraction=0, test_fraction=0, say=said.append)
+    manifest = folder(tmp_path, val_fraction=0, test_fraction=0)
     assert files(manifest) == {"train": ["a/deep/er/y.Tiff", "a/x.JPG", "b/z.webp"]}
     assert any("1 images outside class folders ignored" in line for line in said)
     (line,) = [line for line in said if "no images" in line]
     assert "4 files that are no images ignored" in line and "2 .txt" in line
 
 
-def test_flat_test_folder_is_unlabelled_and_no_test_split_is_made(tmp_path):
+def test_flat_test_folder_is_unlabelled_and_no_test_split_is_made(tmp_path, said):
     fill(tmp_path / "train", {"a": 20, "b": 10})
     put(tmp_path, "test_images/10.png", "test_images/2.png")
     (tmp_path / "test_images" / "readme.txt").touch()
-    said = []
-    manifest = folder(tmp_path, say=said.append)
+    manifest = folder(tmp_path)
     assert manifest.unlabelled == ("test_images/10.png", "test_images/2.png")
     assert set(manifest.splits) == {"train", "val"}
     (line,) = [line for line in said if "predict" in line]

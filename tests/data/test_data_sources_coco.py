@@ -42,11 +42,11 @@ def put(root, **lists):
 
 def refusal(root):
     with pytest.raises(UserError) as error:
-        inaturalist(root, say=str)
+        inaturalist(root)
     return str(error.value)
 
 
-def test_lists_of_a_folder(tmp_path):
+def test_lists_of_a_folder(tmp_path, said):
     test = {k: v for k, v in content("t", bare=2).items() if k in ("info", "images")}
     put(
         tmp_path,
@@ -55,8 +55,7 @@ def test_lists_of_a_folder(tmp_path):
         test2018=test,
         categories={"images": []},
     )
-    said = []
-    manifest = inaturalist(tmp_path, say=said.append)
+    manifest = inaturalist(tmp_path)
     m.check(manifest)
     assert manifest.ids == ("7", "31", "1009")  # by number
     assert manifest.classes == ("Plantae/Iris", "Corvus corax", "Insecta/Iris")
@@ -74,7 +73,7 @@ def test_lists_by_name_with_images_elsewhere(tmp_path):
     put(tmp_path / "b", val=content("y", 7))
     (tmp_path / "b" / "y").rename(tmp_path / "a" / "y")
     lists = f"{tmp_path}/a/train_mini.json, {tmp_path}/b/val.json"
-    manifest = inaturalist(lists, images=tmp_path / "a", say=str)
+    manifest = inaturalist(lists, images=tmp_path / "a")
     assert manifest.splits["train"].labels.tolist() == [1, 0]
     assert manifest.splits["val"].labels.tolist() == [0]
     assert "which is the train split" in refusal(tmp_path / "a")
@@ -85,7 +84,7 @@ def test_the_same_category_twice_is_one_label(tmp_path):
     data = content("x", 31, 7)
     data["annotations"] *= 2
     put(tmp_path, train=data)
-    assert inaturalist(tmp_path, say=str).splits["train"].labels.tolist() == [1, 0]
+    assert inaturalist(tmp_path).splits["train"].labels.tolist() == [1, 0]
 
 
 def annotation(**changes):

@@ -26,14 +26,14 @@ def root(tmp_path):
 
 def refusal(root):
     with pytest.raises(UserError) as error:
-        competition(root, say=str)
+        competition(root)
     return str(error.value)
 
 
 def test_ids_are_kept_with_their_zeros_and_never_become_labels(root):
     config = c.base()
     config.data.source, config.data.root = "competition", str(root)
-    manifest = load(config.data, say=str)
+    manifest = load(config.data)
     assert manifest.classes == ("Lynx lynx", "Ursus arctos", "Vulpes vulpes")
     assert manifest.ids == ("04615", "04780", "04858")
     assert {k: np.bincount(s.labels).tolist() for k, s in manifest.splits.items()} == {
@@ -45,7 +45,7 @@ def test_ids_are_kept_with_their_zeros_and_never_become_labels(root):
 
 def test_labels_txt_gives_the_order(root):
     (root / "labels.txt").write_text("1 4615\n2 4780\n\n0 4858\n")
-    manifest = competition(root, say=str)
+    manifest = competition(root)
     m.check(manifest)
     assert manifest.ids == ("04858", "04615", "04780")
     assert manifest.classes == ("Vulpes vulpes", "Lynx lynx", "Ursus arctos")
@@ -81,6 +81,6 @@ def test_folders_without_ids(root, tmp_path):
 
 def test_ids_that_differ_in_zeros_only(root):
     (root / "train" / FOLDERS[0]).rename(root / "train" / "4780_Lynx lynx")
-    competition(root, say=str)  # different as they are written
+    competition(root)  # different as they are written
     (root / "labels.txt").write_text("0 4780\n")
     assert "same id but for leading zeros" in refusal(root)

@@ -41,7 +41,7 @@ def table(manifest) -> dict[str, list[tuple[str, str]]]:
 
 def refusal(path: Path, **kwargs) -> str:
     with pytest.raises(UserError) as error:
-        image_list(path, say=str, **kwargs)
+        image_list(path, **kwargs)
     assert str(path) in str(error.value)
     return str(error.value)
 
@@ -74,7 +74,7 @@ def test_every_form_with_given_splits(root, name, delimiter, header):
         with open(root / name, "w", newline="", encoding="utf-8") as file:
             csv.writer(file, delimiter=delimiter).writerows(rows)
         text = (root / name).read_text()
-    manifest = image_list(write(root / name, text + "\n\n"), say=str)
+    manifest = image_list(write(root / name, text + "\n\n"))
     m.check(manifest)
     assert table(manifest) == EXPECTED
     assert manifest.classes == ("bear", "lynx") and manifest.ids == ()
@@ -83,47 +83,45 @@ def test_every_form_with_given_splits(root, name, delimiter, header):
 
 def test_without_splits_it_is_all_one(root):
     text = "\n".join(f"{file} {name}" for file, name in zip(IMAGES, NAMES, strict=True))
-    manifest = image_list(write(root / "list.txt", text), say=str)
+    manifest = image_list(write(root / "list.txt", text))
     assert table(manifest) == {"all": list(zip(IMAGES, NAMES, strict=True))}
 
 
-def test_columns_in_any_order_beside_others_are_told(root):
+def test_columns_in_any_order_beside_others_are_told(root, said):
     text = "width,Set,species,Label,ID,FileName\n"
     rows = zip(IMAGES, NAMES, ["Training", "training", "TRAIN", "valid", "testing"], strict=True)
     text += "".join(f'9,{split},"x, y",{name},7,{file}\n' for file, name, split in rows)
-    said = []
-    manifest = image_list(write(root / "list.csv", "\ufeff" + text), say=said.append)
+    manifest = image_list(write(root / "list.csv", "\ufeff" + text))
     assert table(manifest) == EXPECTED
     assert said == ["list.csv: path from 'FileName', label from 'Label', split from 'Set'"]
 
 
 def test_one_other_column_is_the_label_as_in_kaggles_dogs(root):
     text = "id,breed\n" + "".join(f"{f},{n}\n" for f, n in zip(IMAGES, NAMES, strict=True))
-    assert image_list(write(root / "list.csv", text), say=str).classes == ("bear", "lynx")
+    assert image_list(write(root / "list.csv", text)).classes == ("bear", "lynx")
 
 
 def test_absolute_paths_and_another_folder(root, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("lists")
     for prefix, images in ((f"{root}/", ""), ("", str(root)), ("./x/../", str(root))):
         text = "".join(f"{prefix}{f}\t{n}\n" for f, n in zip(IMAGES, NAMES, strict=True))
-        manifest = image_list(write(elsewhere / "list.tsv", text), images=images, say=str)
+        manifest = image_list(write(elsewhere / "list.tsv", text), images=images)
         files = manifest.splits["all"].files
         assert [root / file for file in files] == [root / file for file in IMAGES]
 
 
 def test_numeric_labels_are_ids_in_their_order_and_never_labels(root):
     text = "".join(f"{f},{n}\n" for f, n in zip(IMAGES, (4780, 99, 4780, 100, 99), strict=True))
-    manifest = image_list(write(root / "list.csv", text), say=str)
+    manifest = image_list(write(root / "list.csv", text))
     assert manifest.classes == manifest.ids == ("99", "100", "4780")
     assert manifest.splits["all"].labels.tolist() == [2, 0, 2, 1, 0]
     same = write(root / "same.csv", text.replace("photos/f.jpg,99", "photos/f.jpg,0099"))
     assert "'0099'" in refusal(same) and "'99'" in refusal(same)
 
 
-def test_test_rows_without_a_label_are_unlabelled(root):
+def test_test_rows_without_a_label_are_unlabelled(root, said):
     text = "a.jpg,x,train\nb.jpg,y,train\nc d.jpg,,test\né.jpg,x,test\nf.jpg,,test\n"
-    said = []
-    manifest = image_list(write(root / "photos" / "l.csv", text), say=said.append)
+    manifest = image_list(write(root / "photos" / "l.csv", text))
     assert manifest.unlabelled == ("c d.jpg", "f.jpg")
     assert table(manifest)["test"] == [("é.jpg", "x")]
     assert said == ["l.csv: 2 test images have no label and are left out of the test"]
@@ -142,13 +140,13 @@ def kaggle(tmp_path):
 
 
 def test_ids_of_kaggle_are_found_in_train(kaggle):
-    manifest = image_list(write(kaggle / "train.csv", "Id,Category\n1,7\n3,7\n2,12\n"), say=str)
+    manifest = image_list(write(kaggle / "train.csv", "Id,Category\n1,7\n3,7\n2,12\n"))
     assert table(manifest) == {
         "all": [("train/1.jpg", "7"), ("train/3.JPG", "7"), ("train/2.png", "12")]
     }
     assert manifest.classes == ("7", "12")
     rows = "image,label,split\n1.jpg,a,train\n2.png,b,train\n1.jpg,b,test\n2.jpg,a,test\n"
-    manifest = image_list(write(kaggle / "train.csv", rows), say=str)
+    manifest = image_list(write(kaggle / "train.csv", rows))
     assert table(manifest) == {
         "train": [("train/1.jpg", "a"), ("train/2.png", "b")],
         "test": [("test/1.jpg", "b"), ("test/2.jpg", "a")],
@@ -202,13 +200,13 @@ def test_no_such_list(root):
     assert "does not exist" in refusal(root / "gone.csv")
     assert "is a folder, not a list" in refusal(root / "photos")
     with pytest.raises(UserError, match=r"config.data.images = '/nowhere' is no folder"):
-        image_list(write(root / "list.csv", "photos/a.jpg,x\n"), images="/nowhere", say=str)
+        image_list(write(root / "list.csv", "photos/a.jpg,x\n"), images="/nowhere")
 
 
 # Through the config
 
 
-def test_as_a_config_says_it_carved_and_read(root, monkeypatch):
+def test_as_a_config_says_it_carved_and_read(root, monkeypatch, said):
     for i in range(40):
         Image.new("RGB", (6, 4), (i, 0, 0)).save(root / f"part{i // 2}_{i % 2}.png")
     text = "".join(f"part{i // 2}_{i % 2}.png,{'xy'[i // 20]}\n" for i in range(40))
@@ -218,8 +216,7 @@ def test_as_a_config_says_it_carved_and_read(root, monkeypatch):
     config.data.source, config.data.root = "list", "$FGVC_DATA/list.csv"
     config.data.val_fraction, config.data.test_fraction = 0.2, 0.2
     config.data.group = r"(part\d+)_"
-    said = []
-    manifest = load(config.data, said.append)
+    manifest = load(config.data)
     assert [len(s.files) for s in manifest.splits.values()] == [24, 8, 8]
     sides = [{file.split("_")[0] for file in s.files} for s in manifest.splits.values()]
     assert sum(map(len, sides)) == len(set.union(*sides)) == 20

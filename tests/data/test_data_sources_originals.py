@@ -24,10 +24,9 @@ def found(manifest):
 
 
 @pytest.mark.parametrize("name", ["cub", "cars", "aircraft"])
-def test_official_splits_classes_and_ids(tmp_path, name):
+def test_official_splits_classes_and_ids(tmp_path, name, said):
     expected = getattr(archives, name)(tmp_path)
-    said = []
-    manifest = original(name, tmp_path, say=said.append)
+    manifest = original(name, tmp_path)
     m.check(manifest)
     got = found(manifest)
     assert len(got) == len(expected)
@@ -45,13 +44,13 @@ def test_official_splits_classes_and_ids(tmp_path, name):
 def test_ids_and_names(tmp_path):
     archives.cub(tmp_path / "cub")
     archives.cars(tmp_path / "cars")
-    cub = original("cub", tmp_path / "cub", say=str)
+    cub = original("cub", tmp_path / "cub")
     assert cub.ids == ("1", "2", "3", "4") and cub.classes[0] == "Black footed Albatross"
-    cars = original("cars", tmp_path / "cars", say=str)
+    cars = original("cars", tmp_path / "cars")
     assert cars.ids[0] == "1" and "Ram C/V Cargo Van Minivan 2012" in cars.classes
 
 
-def test_official_counts_are_recognised(tmp_path):
+def test_official_counts_are_recognised(tmp_path, said):
     """5,994 and 5,794 images, as in the published lists, of the fewest bytes that are files."""
     top = tmp_path / "CUB_200_2011"
     archives.cub(tmp_path)
@@ -66,8 +65,7 @@ def test_official_counts_are_recognised(tmp_path):
     archives.write(top / "train_test_split.txt", [f"{r[0]} {r[3]}" for r in rows])
     archives.write(top / "bounding_boxes.txt", [f"{r[0]} 1 1 1 1" for r in rows])
     archives.write(top / "parts" / "part_locs.txt", [])
-    said = []
-    original("cub", tmp_path, say=said.append)
+    original("cub", tmp_path)
     assert said == ["cub: 5,994 train / 5,794 test: the official list"]
 
 
@@ -76,9 +74,9 @@ def test_partial_copies(tmp_path):
     gone = next(iter(expected))
     (tmp_path / "CUB_200_2011" / "images" / gone).unlink()
     with pytest.raises(UserError, match=rf"1 of the {len(expected)} images .* absent: {gone}"):
-        original("cub", tmp_path, say=str)
+        original("cub", tmp_path)
     with pytest.raises(UserError, match=r"nowhere does not exist(.|\n)*train_test_split.txt"):
-        original("cub", tmp_path / "nowhere", say=str)
+        original("cub", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no classes.txt in .*empty"):
-        original("cub", tmp_path / "empty", say=str)
+        original("cub", tmp_path / "empty")

@@ -105,7 +105,7 @@ def test_groups_never_empty_a_class():
         assert set(labels[kept]) == {0, 1}
 
 
-def test_keys_are_the_first_group_or_the_whole_match():
+def test_keys_are_the_first_group_or_the_whole_match(said):
     files = [
         "a/part1_x.jpg",
         "a/part1_y.jpg",
@@ -114,10 +114,11 @@ def test_keys_are_the_first_group_or_the_whole_match():
         "other.jpg",
         "o.jpg",
     ]
-    said = []
-    assert groups(files, r"(part\d+)_", said.append).tolist() == [0, 0, 0, 1, 2, 3]
-    assert groups(files, r"part\d+_", said.append).tolist() == [0, 0, 0, 1, 2, 3]
+    assert groups(files, r"(part\d+)_").tolist() == [0, 0, 0, 1, 2, 3]
+    assert groups(files, r"part\d+_").tolist() == [0, 0, 0, 1, 2, 3]
     assert groups(files, r"^(\w+)/part|(?:other)").tolist() == [0, 0, 1, 0, 2, 3]
+    assert said == []
+    carve(toy(train=(files, [0, 1] * 3)), val_fraction=0.4, group=r"(part\d+)_")
     assert said[0] == (
         "6 images are 4 groups by '(part\\\\d+)_', each kept in one split; "
         "2 that do not match it are groups of their own"
@@ -136,11 +137,10 @@ def toy(**splits):
     return Manifest("toy", ("x", "y"), made, read=None)
 
 
-def test_carving_keeps_groups_together_through_train_val_and_test():
+def test_carving_keeps_groups_together_through_train_val_and_test(said):
     files = [f"{'xy'[i // 60]}/burst{i // 3:03d}-{i % 3}.jpg" for i in range(120)]
     labels = [i // 60 for i in range(120)]
-    said = []
-    found = carve(toy(all=(files, labels)), group=r"burst(\d+)", seed=1, say=said.append)
+    found = carve(toy(all=(files, labels)), group=r"burst(\d+)", seed=1)
     assert {k: np.bincount(s.labels).tolist() for k, s in found.splits.items()} == {
         "train": [48, 48],  # 6 of 60 are two bursts of three
         "val": [6, 6],
@@ -151,17 +151,16 @@ def test_carving_keeps_groups_together_through_train_val_and_test():
     assert "120 images are 40 groups by" in said[0]
 
 
-def test_given_splits_are_left_alone_and_a_group_that_has_no_use_is_told():
+def test_given_splits_are_left_alone_and_a_group_that_has_no_use_is_told(said):
     given = toy(train=(["a1", "b1"], [0, 1]), val=(["a2"], [0]))
-    said = []
-    assert carve(given, group="a", say=said.append).splits == given.splits
+    assert carve(given, group="a").splits == given.splits
     assert said[0] == "toy: data.group = 'a' is not used: train and val are given"
 
 
 def test_groups_too_large_for_validation():
     files = [f"{i // 10}_{i}" for i in range(20)]
     with pytest.raises(UserError, match=r"the largest has 10 images, kept together by data.group"):
-        carve(toy(all=(files, [0] * 10 + [1] * 10)), group=r"(\d+)_", say=str)
+        carve(toy(all=(files, [0] * 10 + [1] * 10)), group=r"(\d+)_")
 
 
 # Proposals

@@ -35,7 +35,6 @@ PRODUCE31 = Path(
 )
 needs_photos = pytest.mark.skipif(not PRODUCE31.is_dir(), reason="needs produce31")
 SIZES = {"train": 6, "val": 2, "test": 3}
-quiet = lambda line: None  # noqa: E731
 
 
 def scene(seed: int, size=(160, 120)) -> Image.Image:
@@ -71,11 +70,11 @@ def root(sound, tmp_path):
 
 
 def load(root: Path) -> Manifest:
-    return carve(folder(root, say=quiet), say=quiet)
+    return carve(folder(root))
 
 
 def examine(root: Path, **kw) -> doctor.Findings:
-    return doctor.examine(load(root), root.parent / "cache", say=quiet, **kw)
+    return doctor.examine(load(root), root.parent / "cache", **kw)
 
 
 def found(findings, severities=("error", "warning", "note")) -> dict[str, list[tuple[str, ...]]]:
@@ -316,7 +315,7 @@ def test_an_id_outside_the_table_is_refused(sound):
 
 @needs_photos
 def test_no_false_alarm_on_all_of_produce31(tmp_path):
-    findings = doctor.examine(load(PRODUCE31), tmp_path, say=quiet)
+    findings = doctor.examine(load(PRODUCE31), tmp_path)
     # It says itself that validation lacks 8 of its classes. Of the pairs, each was looked at: one scene,
     # photographed twice.
     assert found(findings, ["error"]) == {}
@@ -339,7 +338,7 @@ def test_copies_in_published_splits_are_reported_only(root):
     shutil.copy(root / "test/b/0.jpg", root / "train/b/1.jpg")
     shutil.copy(root / "train/c/0.jpg", root / "train/d/0.jpg")
     published = dataclasses.replace(load(root), official=True)
-    findings = doctor.examine(published, root.parent / "cache", say=quiet)
+    findings = doctor.examine(published, root.parent / "cache")
     assert {"leak", "contradiction"} <= {finding.kind for finding in findings.of("warning")}
     doctor.stop_at_errors(findings, "stop")
 
@@ -390,18 +389,18 @@ def test_images_are_read_once_until_a_file_changes(root):
         return manifest.read(file)
 
     counted = dataclasses.replace(manifest, read=counting)
-    first = doctor.examine(counted, root.parent / "cache", say=quiet)
+    first = doctor.examine(counted, root.parent / "cache")
     assert sorted(read) == sorted(f for split in manifest.splits.values() for f in split.files)
     read.clear()
-    assert doctor.examine(counted, root.parent / "cache", say=quiet) == first and not read
+    assert doctor.examine(counted, root.parent / "cache") == first and not read
     # Other splits and labels are judged without another look at the images.
     both = manifest.splits["train"].files + manifest.splits["val"].files
     other = Split(both[::-1], np.resize(np.arange(4, dtype=np.int32), len(both)))
     moved = dataclasses.replace(counted, splits={"train": other, "test": manifest.splits["test"]})
-    counts = doctor.examine(moved, root.parent / "cache", say=quiet).counts
+    counts = doctor.examine(moved, root.parent / "cache").counts
     assert counts == {name: {"train": 8, "test": 3} for name in "abcd"} and not read
     (root / "train/a/0.jpg").write_bytes(b"x")
-    found_now = found(doctor.examine(counted, root.parent / "cache", say=quiet))
+    found_now = found(doctor.examine(counted, root.parent / "cache"))
     assert found_now["unreadable"] == [("train/a/0.jpg",)]
     assert not list((root.parent / "cache").glob("*.partial"))
 
@@ -417,9 +416,9 @@ def test_what_could_not_be_read_is_tried_again(root):
 
     refused = dataclasses.replace(manifest, read=forbidden)
     for _ in range(2):
-        findings = doctor.examine(refused, root.parent / "cache", say=quiet)
+        findings = doctor.examine(refused, root.parent / "cache")
         assert [c.remark for c in findings.of("error")[0].cases] == ["Permission denied"]
-    assert found(doctor.examine(manifest, root.parent / "cache", say=quiet)) == {}
+    assert found(doctor.examine(manifest, root.parent / "cache")) == {}
 
 
 @pytest.mark.parametrize("kind", ["png", "webp"])
@@ -435,7 +434,7 @@ def test_unlabelled_images_are_looked_at_too(root):
     shutil.copytree(root / "test/a", root / "unlabelled")
     (root / "unlabelled/1.jpg").write_bytes(b"")
     manifest = dataclasses.replace(load(root), unlabelled=("unlabelled/0.jpg", "unlabelled/1.jpg"))
-    findings = doctor.examine(manifest, root.parent / "cache", say=quiet)
+    findings = doctor.examine(manifest, root.parent / "cache")
     assert found(findings) == {
         "unreadable": [("unlabelled/1.jpg",)],
         "leak": [("test/a/0.jpg", "unlabelled/0.jpg")],
@@ -483,10 +482,10 @@ def test_copies_are_recognised_after_encoding_and_resizing(quality, scale):
         assert duplicates.near_pairs(hashes, levels).tolist() == [[0, 1]]
 
 
-def test_digits_are_quick_and_quiet(tmp_path):
-    said = []
-    manifest = carve(digits(), say=quiet)
-    findings = doctor.examine(manifest, tmp_path, say=said.append)
+def test_digits_are_quick_and_quiet(tmp_path, said):
+    manifest = carve(digits())
+    said.clear()
+    findings = doctor.examine(manifest, tmp_path)
     assert found(findings, ["error", "warning"]) == {} and said == []
     assert set(found(findings)) == {"grey"}
 
@@ -497,7 +496,7 @@ def test_advice_for_large_photos(tmp_path):
 
     split = Split(("1", "2"), np.array([0, 1], np.int32))
     manifest = Manifest("phone", ("a", "b"), {"train": split}, read)
-    findings = doctor.examine(manifest, tmp_path, size=224, say=quiet)
+    findings = doctor.examine(manifest, tmp_path, size=224)
     text = "\n".join(findings.training)
     # 20 * 224 / 3024 = 1.48
     assert "median image 4032 x 3024: at 224 px a mark of 20 pixels is 1.5" in text
@@ -647,10 +646,10 @@ def test_two_processes_at_once_read_the_images_once(root):
     program = (
         "import sys; from fgvc_jax.data import doctor; from fgvc_jax.data.sources import folder\n"
         "import dataclasses, pathlib\n"
-        "m = folder(sys.argv[1], say=str)\n"
+        "m = folder(sys.argv[1])\n"
         "def read(f): sys.stdout.write(f + chr(10)); return m.read(f)\n"
         "counting = dataclasses.replace(m, read=read)\n"
-        "doctor.examine(counting, sys.argv[2], say=str)"
+        "doctor.examine(counting, sys.argv[2])"
     )
     command = [sys.executable, "-c", program, str(root), str(root.parent / "cache")]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

@@ -36,16 +36,16 @@ def mesh():
     return meshes.make()
 
 
-def ways(views, mesh):
-    """The same views (streamed, resident, decoded)."""
-    resident = tuple(make_resident(v, mesh) for v in views)
-    return Feed(views, mesh), Feed(views, mesh, resident), Feed([*map(decoded, views)], mesh)
+def ways(sources, mesh):
+    """The same images (streamed, resident, decoded)."""
+    resident = tuple(make_resident(s, mesh) for s in sources)
+    return Feed(sources, mesh), Feed(sources, mesh, resident), Feed([*map(decoded, sources)], mesh)
 
 
-@pytest.mark.parametrize("views", [1, 2])
-def test_all_ways_are_equal(mesh, views):
-    """Batches, their order and their pixels; two views look into two splits."""
-    splits = [canvases(10, seed=0), canvases(7, seed=1)][:views]
+@pytest.mark.parametrize("images", [1, 2])
+def test_all_ways_are_equal(mesh, images):
+    """Batches, their order and their pixels; the two images of an example lie in two splits."""
+    splits = [canvases(10, seed=0), canvases(7, seed=1)][:images]
     rng = np.random.default_rng(2)
     examples = {
         "index": np.stack([rng.integers(0, len(s.pixels), 13) for s in splits], axis=1),

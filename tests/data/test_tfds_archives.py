@@ -185,7 +185,7 @@ def test_permissions_are_not_taken_over(tmp_path):
 def test_prepare_leaves_nothing_of_a_refused_archive(tmp_path):
     archive = tar(tmp_path / "CUB_200_2011.tgz", ("fine.txt", {}), ("../escaped.txt", {}))
     with pytest.raises(UserError, match="a path out of its folder"):
-        prepare.prepare("cub", [archive], tmp_path / "out", say=str)
+        prepare.prepare("cub", [archive], tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
     assert not (tmp_path / "escaped.txt").exists()
 
@@ -193,4 +193,4 @@ def test_prepare_leaves_nothing_of_a_refused_archive(tmp_path):
 def test_a_file_that_is_no_archive(tmp_path):
     (tmp_path / "CUB_200_2011.tgz").write_bytes(b"<html>404</html>")
     with pytest.raises(UserError, match=r"no classes\.txt"):
-        prepare.prepare("cub", [tmp_path / "CUB_200_2011.tgz"], tmp_path / "out", say=str)
+        prepare.prepare("cub", [tmp_path / "CUB_200_2011.tgz"], tmp_path / "out")

@@ -102,4 +102,4 @@ def test_another_length_in_the_same_workdir_is_refused(two_seeds):
     made = config(length="16 steps")
     made.seeds, made.protocol = 2, "refit"
     with pytest.raises(UserError, match=r"(?s)finetune.length: '12 steps' there.*--reuse="):
-        run(made, folder, say=lambda line: None)
+        run(made, folder)

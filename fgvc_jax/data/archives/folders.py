@@ -1,7 +1,6 @@
 """Copies of a named data set as class folders, which go round in place of the official archives."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from fgvc_jax.data import sources
@@ -23,13 +22,13 @@ def find(roots: list[Path]) -> Path | None:
     return None
 
 
-def read(root: Path, banner: int, say: Callable[[str], None]) -> Table:
+def read(root: Path, banner: int) -> Table:
     """Images and labels alone; the sorted folders are the classes, whatever the official order.
 
     Args:
       banner: rows at the bottom of each image that are no photo.
     """
-    found = sources.folder(root, say=say)
+    found = sources.folder(root)
     rows = [
         Row(split, file, str(root / file), {"label": int(label)})
         for split, (files, labels) in found.splits.items()

@@ -1,11 +1,10 @@
 """The doctor: what is wrong with a data set, and what it means for training."""
 
 import dataclasses
-import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
+from fgvc_jax import files
 from fgvc_jax.data import manifest as manifests
 from fgvc_jax.data.doctor import facts, page
 from fgvc_jax.data.doctor.findings import Findings
@@ -24,7 +23,6 @@ def examine(
     size: int = 224,
     canvas: int = 512,
     group: str = "",
-    say: Callable[[str], None] = print,
 ) -> Findings:
     """Reads every image once, through the manifest, and says what is wrong or remarkable.
 
@@ -38,10 +36,9 @@ def examine(
       canvas: at most the side that images are cached with, pixels.
       group: regular expression for what stays in one split, see `fgvc_jax.data.split.groups`; '' = as the
         names of the files suggest.
-      say: gets a line of progress where it takes long.
     """
     rows = list_rows(manifest)
-    found = facts.collect(manifest, rows.files, directory, say=say)
+    found = facts.collect(manifest, rows.files, directory)
     return judge(manifest, rows, found, size=size, canvas=canvas, group=group)
 
 
@@ -56,9 +53,9 @@ def leave_out(manifest: Manifest, findings: Findings) -> Manifest:
     """
     if not findings.exclude:
         return manifest
-    files, labels = manifest.splits["train"]
-    keep = [row for row, file in enumerate(files) if file not in findings.exclude]
-    train = Split(tuple(files[row] for row in keep), labels[keep])
+    names, labels = manifest.splits["train"]
+    keep = [row for row, file in enumerate(names) if file not in findings.exclude]
+    train = Split(tuple(names[row] for row in keep), labels[keep])
     result = dataclasses.replace(
         manifest, splits=manifest.splits | {"train": train}, excluded=findings.exclude
     )
@@ -94,10 +91,14 @@ def stop_at_errors(findings: Findings, on_bad: str) -> None:
 def save(findings: Findings, manifest: Manifest, folder: Path) -> None:
     """Writes data.html and data.json; nothing where they say the same already."""
     content = as_json(findings)
-    if not (folder / PAGE).exists() or (folder / "data.json").read_text() != content:
+    if (
+        not (folder / PAGE).exists()
+        or (folder / "data.json").read_text("utf-8", "surrogateescape") != content
+    ):
         page.write(folder / PAGE, findings, manifest)
-        (folder / "data.json").write_text(content)
+        files.write_text(folder / "data.json", content)
 
 
 def as_json(findings: Findings) -> str:
-    return json.dumps(dataclasses.asdict(findings), indent=1) + "\n"
+    """Everything, as JSON."""
+    return files.to_json(dataclasses.asdict(findings))

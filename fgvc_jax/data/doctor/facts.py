@@ -1,11 +1,10 @@
 """What every image of a data set is, from one look at each; kept on disk until a file changes."""
 
-import fcntl
 import hashlib
 import json
+import logging
 import os
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +16,9 @@ from fgvc_jax.data import cache
 from fgvc_jax.data.doctor.duplicates import near_pairs, signature
 from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.errors import UserError
+from fgvc_jax.files import atomic, locked
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1  # raised whenever the same files would give other facts
 # What is converted on reading; bit i of `Facts.kinds`.
@@ -47,8 +49,6 @@ def collect(
     manifest: Manifest,
     files: list[str],
     directory: str | os.PathLike,
-    *,
-    say: Callable[[str], None] = print,
 ) -> Facts:
     """The facts of `files`, in this order, from the directory or from reading every image once.
 
@@ -60,13 +60,12 @@ def collect(
     directory.mkdir(parents=True, exist_ok=True)
     key = cache.key(manifest, files, f"facts {FORMAT}")
     path = directory / f"{manifest.name}-facts-{key}.npz"
-    with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # freed by the system if this process dies
+    with locked(path.with_suffix(".lock")):
         if path.exists():
             facts = _load(path)
             if not any(_readable(manifest, files[row]) for row in facts.unreadable):
                 return facts
-        facts = _read_all(manifest, files, say)
+        facts = _read_all(manifest, files)
         _save(facts, path)
     return facts
 
@@ -87,14 +86,12 @@ def _readable(manifest: Manifest, file: str) -> bool:
 
 
 def _save(facts: Facts, path: Path) -> None:
-    partial = path.with_suffix(".partial")
     reasons = np.frombuffer(json.dumps(facts.unreadable).encode(), np.uint8)
-    with open(partial, "wb") as out:
+    with atomic(path) as out:
         np.savez(out, **facts._asdict() | {"unreadable": reasons})
-    os.replace(partial, path)
 
 
-def _read_all(manifest: Manifest, files: list[str], say: Callable[[str], None]) -> Facts:
+def _read_all(manifest: Manifest, files: list[str]) -> Facts:
     sizes = np.zeros((len(files), 2), np.int32)
     kinds = np.zeros(len(files), np.uint16)
     digests = np.zeros((len(files), 16), np.uint8)
@@ -125,14 +122,14 @@ def _read_all(manifest: Manifest, files: list[str], say: Callable[[str], None]) 
                 sizes[row], kinds[row], digests[row], hashes[row], levels[row] = seen
                 if time.monotonic() - told > 10:
                     told = time.monotonic()
-                    say(f"  {row:,} of {len(files):,} images checked")
+                    log.info(f"  {row:,} of {len(files):,} images checked")
     # Of equal images one stands for all; in very small ones too little can be seen.
     _, first = np.unique(digests, axis=0, return_index=True)
     rows = np.sort(first[sizes[first].min(1) >= 32])
     near = rows[near_pairs(hashes[rows], levels[rows])]
     seconds = time.monotonic() - start
     if seconds > 2:
-        say(f"{manifest.name}: {len(files):,} images checked in {seconds:.0f} s, once")
+        log.info(f"{manifest.name}: {len(files):,} images checked in {seconds:.0f} s, once")
     return Facts(sizes, kinds, digests, near, unreadable)
 
 

@@ -4,11 +4,11 @@ import base64
 import html
 import io
 import os
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from fgvc_jax import files
 from fgvc_jax.data.doctor.findings import Case, Finding, Findings, shown
 from fgvc_jax.data.doctor.report import verdict
 from fgvc_jax.data.manifest import Manifest
@@ -60,10 +60,7 @@ def write(path: str | os.PathLike, findings: Findings, manifest: Manifest) -> No
         + "\n".join(body)
         + "\n</body></html>\n"
     )
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    files.write_text(path, page)
 
 
 def _finding(finding: Finding, manifest: Manifest) -> str:
@@ -123,10 +120,10 @@ def _table(findings: Findings, splits: list[str]) -> str:
 
 def _examples(manifest: Manifest) -> list[str]:
     """The first training image of each class."""
-    files, labels = manifest.splits["train"]
+    names, labels = manifest.splits["train"]
     _, first = np.unique(labels, return_index=True)
     figures = [
-        _figure(files[row], manifest.classes[labels[row]], manifest) for row in first[:CLASSES]
+        _figure(names[row], manifest.classes[labels[row]], manifest) for row in first[:CLASSES]
     ]
     more = f", the first {CLASSES}" if len(first) > CLASSES else ""
     return [f'<h2>The classes{more}</h2><div class="cases">', *figures, "</div>"]

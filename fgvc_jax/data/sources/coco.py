@@ -2,9 +2,9 @@
 
 import functools
 import json
+import logging
 import os
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 from fgvc_jax.data.manifest import Manifest
@@ -13,6 +13,8 @@ from fgvc_jax.data.sources.images import read_in
 from fgvc_jax.data.sources.names import few, split_of
 from fgvc_jax.data.sources.rows import as_splits
 from fgvc_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 LAYOUT = """\
   ROOT/train2018.json, ROOT/val2018.json, ...   each with 'images' (id, file_name), 'categories' (id,
@@ -25,7 +27,6 @@ def inaturalist(
     root: str | os.PathLike,
     *,
     images: str | os.PathLike = "",
-    say: Callable[[str], None] = print,
 ) -> Manifest:
     """JSON lists such as train2018.json and val2018.json; the file's name tells the split.
 
@@ -35,7 +36,6 @@ def inaturalist(
     Args:
       root: the folder of the lists, or the lists themselves, separated by commas.
       images: the folder that file_names are relative to; '' = that of the first list.
-      say: gets each line about what was found.
 
     Raises:
       UserError: for a list that is missing or not of this form, two of one split, an image that is
@@ -74,7 +74,7 @@ def inaturalist(
         rows += [(file_of[i], c, split) for i, c in category_of.items()]
         bare = [file for i, file in file_of.items() if i not in category_of]
         if bare:
-            say(f"{path.name}: {len(bare):,} images without labels are left out")
+            log.info(f"{path.name}: {len(bare):,} images without labels are left out")
         unlabelled += bare
     table = sorted({category for _, category, split in rows if split == "train"})
     unknown = sorted({category for _, category, _ in rows} - set(table))

@@ -1,8 +1,8 @@
 """The layout of a classification challenge whose class ids are no labels."""
 
 import dataclasses
+import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,15 @@ from fgvc_jax.data.sources.folders import folder
 from fgvc_jax.data.sources.names import few
 from fgvc_jax.errors import UserError
 
+log = logging.getLogger(__name__)
+
 LAYOUT = """\
   ROOT/train/<classID>_<className>/*.jpg
   ROOT/test/<imageID>.jpg     without labels, if you have them
   ROOT/labels.txt             lines 'index classID', if the order of the classes is given"""
 
 
-def competition(root: str | os.PathLike, *, say: Callable[[str], None] = print) -> Manifest:
+def competition(root: str | os.PathLike) -> Manifest:
     """`train/<classID>_<className>/*.jpg`, a flat `test/` and perhaps `labels.txt`.
 
     The ids (such as 04780, with their zeros) become `ids`, never labels: labels are positions, in
@@ -31,7 +33,7 @@ def competition(root: str | os.PathLike, *, say: Callable[[str], None] = print) 
         that are not exactly one a class.
     """
     root = directory(root, LAYOUT)
-    found = folder(root, say=say)
+    found = folder(root)
     if not found.ids:
         raise UserError(
             f"{root}: not every class folder has an id of its own before its name, or two have the same "
@@ -42,7 +44,7 @@ def competition(root: str | os.PathLike, *, say: Callable[[str], None] = print) 
         return found
     order = _order(table, found.ids)
     label = np.argsort(order).astype(np.int32)  # of the class that was the i-th folder
-    say(f"{found.name}: classes in the order of {table}")
+    log.info(f"{found.name}: classes in the order of {table}")
     return dataclasses.replace(
         found,
         classes=tuple(found.classes[i] for i in order),

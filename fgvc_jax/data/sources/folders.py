@@ -1,9 +1,9 @@
 """Anybody's folder of class folders."""
 
 import functools
+import logging
 import os
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,15 @@ from fgvc_jax.data.sources.images import EXTENSIONS, read_in
 from fgvc_jax.data.sources.names import few, nearest, split_ids, split_of
 from fgvc_jax.errors import UserError
 
+log = logging.getLogger(__name__)
+
 LAYOUT = """\
   ROOT/train/<class>/*.jpg      and, if you have them, ROOT/val/<class>/ and ROOT/test/<class>/
 or class folders alone, which are then split:
   ROOT/<class>/*.jpg"""
 
 
-def folder(root: str | os.PathLike, *, say: Callable[[str], None] = print) -> Manifest:
+def folder(root: str | os.PathLike) -> Manifest:
     """Class folders of images, already split or not.
 
     `root/train/<class>/` with optional `val/` and `test/` (also valid, validation, training,
@@ -32,7 +34,6 @@ def folder(root: str | os.PathLike, *, say: Callable[[str], None] = print) -> Ma
 
     Args:
       root: the directory. File names in the manifest are relative to it.
-      say: gets each line about what was found.
 
     Raises:
       UserError: root missing or without class folders; a class folder without images; a single
@@ -73,7 +74,7 @@ def folder(root: str | os.PathLike, *, say: Callable[[str], None] = print) -> Ma
         found = {c: f for c, f in _class_folders(root, at, other).items() if f}
         if split == "test" and not found and loose[at]:
             unlabelled = tuple(f"{at}/{file}" for file in loose.pop(at))
-            say(
+            log.info(
                 f"{name}: {at}/ has {len(unlabelled):,} images without labels: "
                 f"predict them with `fgvc predict RUN {root / at}`"
             )
@@ -95,10 +96,10 @@ def folder(root: str | os.PathLike, *, say: Callable[[str], None] = print) -> Ma
 
     ignored = sum(map(len, loose.values()))
     if ignored:
-        say(f"{name}: {ignored:,} images outside class folders ignored: they have no class")
+        log.info(f"{name}: {ignored:,} images outside class folders ignored: they have no class")
     if other:
         kinds = ", ".join(f"{n} {ext or 'without extension'}" for ext, n in other.most_common(5))
-        say(f"{name}: {other.total():,} files that are no images ignored ({kinds})")
+        log.info(f"{name}: {other.total():,} files that are no images ignored ({kinds})")
     classes, ids = split_ids(folders)
     read = functools.partial(read_in, str(root))
     return Manifest(name, classes, splits, read, str(root), ids=ids, unlabelled=unlabelled)

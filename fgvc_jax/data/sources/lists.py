@@ -3,9 +3,10 @@
 import csv
 import functools
 import itertools
+import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from fgvc_jax.data.sources.images import read_in
 from fgvc_jax.data.sources.names import few, nearest, split_of
 from fgvc_jax.data.sources.rows import as_splits
 from fgvc_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # What columns are called, the likelier first; case, spaces and dashes do not matter.
 PATH = (
@@ -45,7 +48,6 @@ def image_list(
     path: str | os.PathLike,
     *,
     images: str | os.PathLike = "",
-    say: Callable[[str], None] = print,
 ) -> Manifest:
     """A list with a line an image: path, label and perhaps split.
 
@@ -61,7 +63,6 @@ def image_list(
     Args:
       path: the list, in UTF-8.
       images: the folder that paths are relative to; '' = the list's own.
-      say: gets each line about what was found.
 
     Raises:
       UserError: with the line, for a path that is missing, fits several files or stands twice, an
@@ -74,7 +75,7 @@ def image_list(
     root = Path(images).expanduser() if images else path.parent
     if not root.is_dir():
         raise UserError(f"config.data.images = {str(images)!r} is no folder.")
-    rows = _locate(root, path, _rows(path, say))
+    rows = _locate(root, path, _rows(path))
     bare = [row for row in rows if not row.label]
     wrong = [f"line {row.line}" for row in bare if row.split != "test"]
     if wrong:
@@ -83,7 +84,9 @@ def image_list(
             "only images of a test split may come without."
         )
     if bare:
-        say(f"{path.name}: {len(bare):,} test images have no label and are left out of the test")
+        log.info(
+            f"{path.name}: {len(bare):,} test images have no label and are left out of the test"
+        )
     rows = [row for row in rows if row.label]
     labels = {row.label for row in rows if row.split in ("all", "train")}
     if not labels:
@@ -108,7 +111,7 @@ def image_list(
     )
 
 
-def _rows(path: Path, say: Callable[[str], None]) -> list[Row]:
+def _rows(path: Path) -> list[Row]:
     lines = _lines(path)
     first = next(lines, None)
     if first is None:
@@ -117,7 +120,7 @@ def _rows(path: Path, say: Callable[[str], None]) -> list[Row]:
     if columns:
         named = zip(("path", "label", "split"), columns, strict=True)
         shown = [f"{what} from {first[1][c]!r}" for what, c in named if c is not None]
-        say(f"{path.name}: {', '.join(shown)}")
+        log.info(f"{path.name}: {', '.join(shown)}")
     elif len(first[1]) in (2, 3):
         columns = (0, 1, 2 if len(first[1]) == 3 else None)
         lines = itertools.chain([first], lines)

@@ -2,8 +2,8 @@
 
 import functools
 import importlib
+import logging
 import os
-from collections.abc import Callable
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from fgvc_jax.data.sources.files import directory
 from fgvc_jax.data.sources.images import read_in
 from fgvc_jax.data.sources.rows import as_splits
 
+log = logging.getLogger(__name__)
+
 LAYOUTS = {
     "cub": "  ROOT/CUB_200_2011/ with images/, images.txt, train_test_split.txt, ...",
     "cars": "  ROOT/ with cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat,\n"
@@ -21,7 +23,7 @@ LAYOUTS = {
 }
 
 
-def original(name: str, root: str | os.PathLike, *, say: Callable[[str], None] = print) -> Manifest:
+def original(name: str, root: str | os.PathLike) -> Manifest:
     """CUB-200-2011, Stanford Cars or FGVC-Aircraft (variants) from the folder that was unpacked.
 
     Splits, class order and ids are the official ones, with the official val of Aircraft, whose
@@ -31,7 +33,6 @@ def original(name: str, root: str | os.PathLike, *, say: Callable[[str], None] =
     Args:
       name: 'cub', 'cars', 'aircraft'.
       root: the unpacked folder, or one above it.
-      say: gets a line with the counts.
 
     Raises:
       UserError: for a list that is missing or damaged, or an image that it names and that is missing.
@@ -45,7 +46,7 @@ def original(name: str, root: str | os.PathLike, *, say: Callable[[str], None] =
     counts = {split: len(s.files) for split, s in splits.items()}
     official = reader.EXPECTED.splits
     same = "the official list" if counts == official else f"the official list has {_told(official)}"
-    say(f"{name}: {_told(counts)}: {same}")
+    log.info(f"{name}: {_told(counts)}: {same}")
     read = functools.partial(_read, str(root), table.metadata.get("banner", 0))
     ids = tuple(table.metadata.get("ids", ()))
     return Manifest(name, classes, splits, read, str(root), ids=ids, official=counts == official)

@@ -3,10 +3,10 @@
 import contextlib
 import importlib
 import io
+import logging
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -20,6 +20,8 @@ from fgvc_jax.data.archives import unpack as archives
 from fgvc_jax.data.archives.table import Expected, Row, Table, Tree
 from fgvc_jax.data.tfds import SETS, read
 from fgvc_jax.errors import UserError, choose
+
+log = logging.getLogger(__name__)
 
 VERSION = "1.0.0"
 
@@ -35,7 +37,6 @@ def prepare(
     out: Path,
     *,
     expected: Expected | None = None,
-    say: Callable[[str], None] = print,
 ) -> Path:
     """Writes OUT/NAME/1.0.0, array_record, the images' bytes as they came.
 
@@ -45,7 +46,6 @@ def prepare(
         unpacked; or one copy as train/ and test/ class folders.
       out: where data sets lie.
       expected: the counts to insist on; None = the official ones.
-      say: gets each line about what was found.
 
     Returns:
       The folder that was written, or found there.
@@ -58,13 +58,13 @@ def prepare(
     expected = expected or set_.EXPECTED
     target = out / name / VERSION
     if (target / "dataset_info.json").exists():
-        say(f"{target} is there already; to make it anew, remove it first.")
+        log.info(f"{target} is there already; to make it anew, remove it first.")
         return target
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=out) as temporary:
-            roots = _roots(set_, paths, Path(temporary), say)
-            table = _table(name, set_, roots, say)
+            roots = _roots(set_, paths, Path(temporary))
+            table = _table(name, set_, roots)
             check(name, table, expected)
             _write(name, table, out, temporary)
     except OSError as error:
@@ -142,7 +142,7 @@ def _opens(path: str) -> bool:
         return False
 
 
-def _roots(set_: ModuleType, paths: list[Path], temporary: Path, say) -> list[Path]:
+def _roots(set_: ModuleType, paths: list[Path], temporary: Path) -> list[Path]:
     """The folders to look in: those given, and one for what archives and files hold."""
     roots, todo = [], []
     for path in paths:
@@ -159,10 +159,10 @@ def _roots(set_: ModuleType, paths: list[Path], temporary: Path, say) -> list[Pa
     for number, path in enumerate(todo):
         if path.name in official:
             true = download.has_digest(path, official[path.name].digest)
-            say(f"{path.name} is {'' if true else 'not '}the official file, by its checksum")
+            log.info(f"{path.name} is {'' if true else 'not '}the official file, by its checksum")
         target = temporary / str(number)
         if archives.is_archive(path):
-            say(f"unpacking {path}")
+            log.info(f"unpacking {path}")
             target.mkdir()
             archives.unpack(path, target)
             roots.append(target)
@@ -173,17 +173,17 @@ def _roots(set_: ModuleType, paths: list[Path], temporary: Path, say) -> list[Pa
     return roots
 
 
-def _table(name: str, set_: ModuleType, roots: list[Path], say) -> Table:
+def _table(name: str, set_: ModuleType, roots: list[Path]) -> Table:
     """By the official lists, or from class folders where those are not there."""
     if hasattr(set_, "BANNER"):
-        say(
+        log.info(
             f"the lowest {set_.BANNER} rows of each image, which are no photo, are cut off when it is read"
         )
     tree = Tree(roots)
     copy = None if tree.has(set_.MARKER) else folders.find(roots)
     if copy is not None:
-        say(f"no {set_.MARKER}: read as class folders, by count only, without boxes")
-        return folders.read(copy, getattr(set_, "BANNER", 0), say)
+        log.info(f"no {set_.MARKER}: read as class folders, by count only, without boxes")
+        return folders.read(copy, getattr(set_, "BANNER", 0))
     try:
         return set_.read(tree)
     except UserError as error:

@@ -4,8 +4,9 @@ import functools
 import hashlib
 import io
 import json
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,9 @@ from fgvc_jax.data.manifest import Manifest, Split
 from fgvc_jax.data.sources import decode
 from fgvc_jax.data.sources.names import split_of
 from fgvc_jax.errors import UserError, choose
+from fgvc_jax.files import atomic
+
+log = logging.getLogger(__name__)
 
 NAMES = ("file_name", "filename", "image/filename")  # features that may name an image
 FOLDS = ("train", "val", "test")  # the codes of the feature 'folds'
@@ -40,7 +44,6 @@ def prepared(
     image: str = "",
     val_fraction: float = 0.1,
     seed: int = 0,
-    say: Callable[[str], None] = print,
 ) -> Manifest:
     """A TFDS data set that `fgvc prepare`, or anybody with TensorFlow, has written.
 
@@ -55,7 +58,6 @@ def prepared(
       label, image: features to use where there are several; '' = those called 'label' and 'image', or
         the only ones.
       seed: of the held-out validation classes.
-      say: gets each line about what was found.
 
     Returns:
       A manifest with the splits as they are stored (no validation split where the set has none). Its
@@ -77,14 +79,14 @@ def prepared(
     stamp = _stamp(directory, image)
     path = cache / f"{name}-index-{stamp}.npz"
     if not path.exists():
-        say(f"reading {sum(map(len, stored.values())):,} records once, for {path}")
+        log.info(f"reading {sum(map(len, stored.values())):,} records once, for {path}")
         classes = [key for key, kind in features.items() if isinstance(kind, kinds.ClassLabel)]
         named = [key for key in NAMES if isinstance(features.get(key), kinds.Text)]
         _save(_scan(stored, image, classes, named, "folds" if own else ""), path)
     index = _load(path, label)
     labels = index.labels.astype(np.int32)
     names = tuple(features[label].names)
-    parts, unlabelled = _parts(name, stored, labels, say)
+    parts, unlabelled = _parts(name, stored, labels)
     if index.folds.size or fold != 1:
         parts = _fold(name, index.folds, fold)
     if choose(splits, ("official", "retrieval"), "config.data.splits") == "retrieval":
@@ -241,9 +243,8 @@ def _scan(
 
 def _save(arrays: dict[str, np.ndarray], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}-{path.name}")
-    np.savez(partial, **arrays)
-    os.replace(partial, path)
+    with atomic(path) as out:
+        np.savez(out, **arrays)
 
 
 def _load(path: Path, label: str) -> Index:
@@ -260,7 +261,7 @@ def _long_side(data: bytes) -> int:
         return 0
 
 
-def _parts(name: str, stored: dict[str, Sequence], labels: np.ndarray, say):
+def _parts(name: str, stored: dict[str, Sequence], labels: np.ndarray):
     """Split -> positions, by the usual spellings; and the positions of images without labels."""
     parts: dict[str, np.ndarray] = {}
     unlabelled: list[int] = []
@@ -269,11 +270,11 @@ def _parts(name: str, stored: dict[str, Sequence], labels: np.ndarray, say):
         at = np.arange(start, start := start + len(source))
         split = "all" if len(stored) == 1 else split_of(stored_as)
         if split is None:
-            say(f"{name}: split {stored_as!r} ({len(at):,} images) is not used")
+            log.info(f"{name}: split {stored_as!r} ({len(at):,} images) is not used")
         elif split in parts:
             raise UserError(f"{name}: split {stored_as!r} is a second {split} split.")
         elif (labels[at] == -1).all():
-            say(f"{name} {split}: {len(at):,} images without labels")
+            log.info(f"{name} {split}: {len(at):,} images without labels")
             unlabelled += at.tolist()
         else:
             parts[split] = at
