@@ -19,6 +19,7 @@ from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.errors import UserError
 from fgvc_jax.images.augment import View
 from fgvc_jax.model import Description, trained
+from fgvc_jax.tracking.writers import finite
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree
 from fgvc_jax.train.step import predict_step
@@ -198,7 +199,7 @@ def make_view(config: ConfigDict, wants: Preprocessing) -> View:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Atomically: a reader sees the old file or the new one."""
+    """Atomically: a reader sees the old file or the new one. Numbers that are not finite become null."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, default=float) + "\n")
+    partial.write_text(json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
     os.replace(partial, path)

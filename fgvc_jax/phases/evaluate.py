@@ -8,6 +8,7 @@ from fgvc_jax.metrics import classification as metrics
 from fgvc_jax.metrics.knn import knn_accuracy
 from fgvc_jax.mining import rerank as reranking
 from fgvc_jax.phases.context import Context, write_json
+from fgvc_jax.report import per_class
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree
 from fgvc_jax.train.predict import predict_all
@@ -133,50 +134,7 @@ def _write(context: Context, folder, scores, labels) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     classes = context.manifest.classes
     np.save(folder / "scores.npy", scores.astype(np.float32))
-    metrics.write_per_class_csv(
-        folder / "per_class.csv", metrics.per_class(scores, labels, classes)
-    )
-    metrics.write_confusion_csv(folder / "confusion_matrix.csv", scores, labels, classes)
-    write_json(
-        folder / "confusions.json", {"confusions": metrics.confusions(scores, labels, classes)}
-    )
-
-
-def table(rows: list[dict], splits: list[str]) -> list[str]:
-    """The rows as lines of text: top-1 in percent with its 95 % interval, and what else was measured."""
-    head = f"  {'':<32}{'val top-1':>10}"
-    if "test" in splits:
-        head += f"{'test top-1':>12}{'95 % interval':>17}{'top-5':>8}"
-        head += f"{'by class':>10}{'F1':>7}{'last epoch':>12}"
-    lines = [head]
-    for row in rows:
-        line = f"  {row['name']:<32}"
-        line += f"{100 * row['val']['top1']:>10.2f}" if "val" in row else f"{'-':>10}"
-        test = row.get("test")
-        if test:
-            line += f"{100 * test['top1']:>12.2f}"
-        if test and "macro_f1" in test:
-            interval = f"{100 * test['top1_low']:.2f} - {100 * test['top1_high']:.2f}"
-            line += f"{interval:>17}{100 * test['top5']:>8.2f}"
-            line += f"{100 * test['mean_class_accuracy']:>10.2f}{100 * test['macro_f1']:>7.2f}"
-            last = row.get("last_test")
-            line += f"{100 * last['top1']:>12.2f}" if last else f"{'-':>12}"
-        lines.append(line)
-    return lines
-
-
-def is_better(comparison: dict, alpha: float = 0.05) -> bool:
-    """Whether the pipeline is better than its control by an exact McNemar test."""
-    return comparison["p"] < alpha and comparison["b"] > comparison["c"]
-
-
-def verdict(comparison: dict) -> str:
-    """One plain line on whether the pipeline is better than its control."""
-    b, c, p, count = (comparison[key] for key in ("b", "c", "p", "count"))
-    swapped = comparison | {"b": c, "c": b}
-    word = "better than" if is_better(comparison) else "not better than"
-    word = "worse than" if is_better(swapped) else word
-    return (
-        f"  The pipeline ({comparison['pipeline']}) is {word} the {comparison['control']} (p={p:.2g}): "
-        f"of {count:,} {comparison['split']} images {b} are right only with it, {c} only without."
-    )
+    per_class.write_csv(folder / "per_class.csv", per_class.rows(scores, labels, classes))
+    per_class.write_confusion_csv(folder / "confusion_matrix.csv", scores, labels, classes)
+    found = per_class.confusions(scores, labels, classes)
+    write_json(folder / "confusions.json", {"confusions": found})
