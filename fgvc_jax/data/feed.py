@@ -20,11 +20,7 @@ from jax.sharding import PartitionSpec as P
 from fgvc_jax.data import sampler
 from fgvc_jax.data.cache import Canvases, Decoded
 
-<<<<<<< HEAD
 AXES = ("data", "fsdp")
-=======
-AXES = ("data", "model")  # of the mesh; the batch axis is split over both
->>>>>>> h_data
 THREADS = min(8, os.cpu_count() or 1)  # each makes a whole batch
 BATCH = P(AXES)
 

@@ -10,7 +10,7 @@ from fgvc_jax.files import write_json
 from fgvc_jax.metrics import classification as metrics
 from fgvc_jax.metrics.knn import knn_accuracy
 from fgvc_jax.mining import rerank as reranking
-from fgvc_jax.report import budget
+from fgvc_jax.report import budget, per_class
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree
 from fgvc_jax.train.checkpoint import METRIC
@@ -57,7 +57,7 @@ def final(scorer: Scorer, names: list[str]) -> dict:
         name = f"{pipeline}, re-ranked"
         scores[name] = _rerank(scorer, scores[pipeline])
         measured = {
-            split: _measure(scorer, found, split, considered=section.rerank_classes)
+            split: _measure(scorer, found, split)
             for split, found in scores[name].items()
         }
         rows.append({"name": name} | measured)
@@ -80,7 +80,7 @@ def final(scorer: Scorer, names: list[str]) -> dict:
     return result
 
 
-def _measure(scorer: Scorer, scores: np.ndarray, split: str, considered: int = 0) -> dict:
+def _measure(scorer: Scorer, scores: np.ndarray, split: str) -> dict:
     classes = len(scorer.data.manifest.classes)
     return metrics.classification(scores, scorer.data.labels(split), classes)
 
@@ -133,8 +133,7 @@ def _write(scorer: Scorer, name: str, split: str, scores: np.ndarray) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     labels, classes = scorer.data.labels(split), scorer.data.manifest.classes
     np.save(folder / "scores.npy", scores.astype(np.float32))
-    rows = metrics.per_class(scores, labels, classes)
-    metrics.write_per_class_csv(folder / "per_class.csv", rows)
-    metrics.write_confusion_csv(folder / "confusion_matrix.csv", scores, labels, classes)
-    commonest = metrics.confusions(scores, labels, classes)
+    per_class.write_csv(folder / "per_class.csv", per_class.rows(scores, labels, classes))
+    per_class.write_confusion_csv(folder / "confusion_matrix.csv", scores, labels, classes)
+    commonest = per_class.confusions(scores, labels, classes)
     write_json(folder / "confusions.json", {"confusions": commonest})

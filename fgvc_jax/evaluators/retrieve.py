@@ -24,7 +24,7 @@ def check(manifest: Manifest) -> None:
 def validate(outputs: dict[str, np.ndarray], labels: np.ndarray, classes: int) -> dict[str, float]:
     """Each image against all others of the split; MAP@R chooses the best checkpoint."""
     found = retrieval.retrieval(outputs["embedding"], labels)
-    return found | {METRIC: found["map_at_r"]}
+    return found | {METRIC: found["map@r"]}
 
 
 def final(scorer: Scorer, names: list[str]) -> dict:

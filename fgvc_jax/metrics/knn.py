@@ -1,24 +1,33 @@
-"""k-nearest-neighbour classification on embeddings: what features are worth without training."""
+"""k-nearest-neighbour classification on embeddings: how good features are without a trained head."""
+
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fgvc_jax.ops.knn import nearest
 
 
 def knn_accuracy(
-    query_embeddings_ND,
-    query_labels_N,
-    gallery_embeddings_MD,
-    gallery_labels_M,
+    query_embeddings_ND: ArrayLike,
+    query_labels_N: ArrayLike,
+    gallery_embeddings_MD: ArrayLike,
+    gallery_labels_M: ArrayLike,
     *,
-    ks=(1, 5),
-    similarity="cosine",
-    backend="faiss",
-):
-    """dict of float, `knn1`, `knn5`, ...: accuracy of a vote of the k nearest gallery items.
+    ks: Sequence[int] = (1, 5),
+    similarity: str = "cosine",
+    backend: str = "faiss",
+) -> dict[str, float]:
+    """Accuracy of a vote of the k nearest gallery items, as `knn1`, `knn5`, ...
 
-    The commonest class wins; of several, the one that is found nearest. Queries must not be in the
-    gallery. With fewer than k gallery items all of them vote.
+    The commonest class wins; of several, the one that is found nearest. With fewer than k gallery items
+    all of them vote.
+
+    Args:
+      query_embeddings_ND, gallery_embeddings_MD: any float dtype. Queries must not be in the gallery.
+      query_labels_N, gallery_labels_M: int.
+      ks: the numbers of neighbours.
+      similarity, backend: as in `fgvc_jax.ops.knn.class_neighbours`, errors too.
     """
     index_Nk, _ = nearest(
         query_embeddings_ND, gallery_embeddings_MD, max(ks), similarity=similarity, backend=backend
@@ -30,7 +39,7 @@ def knn_accuracy(
     }
 
 
-def _vote(index_Nk, labels_M):
+def _vote(index_Nk: np.ndarray, labels_M: np.ndarray) -> np.ndarray:
     label_Nk = np.where(index_Nk >= 0, labels_M[index_Nk], -1)
     votes_Nk = (label_Nk[:, :, None] == label_Nk[:, None, :]).sum(axis=2)
     votes_Nk[label_Nk < 0] = 0

@@ -7,10 +7,13 @@ nearest images of the own class, negatives the nearest images of the confusing c
 negatives wherever the classifier errs.
 """
 
+import os
 import zipfile
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fgvc_jax.errors import UserError
 from fgvc_jax.ops.knn import class_neighbours
@@ -28,18 +31,18 @@ class Pairs(NamedTuple):
 
 
 def mine(
-    query_embeddings_ND,
-    query_logits_NC,
-    query_labels_N,
-    gallery_embeddings_MD,
-    gallery_labels_M,
+    query_embeddings_ND: ArrayLike,
+    query_logits_NC: ArrayLike,
+    query_labels_N: ArrayLike,
+    gallery_embeddings_MD: ArrayLike,
+    gallery_labels_M: ArrayLike,
     *,
-    top_classes=7,
-    similarity="cosine",
-    backend="faiss",
-    query_is_gallery=True,
-    self_by_rank=False,
-):
+    top_classes: int = 7,
+    similarity: str = "cosine",
+    backend: str = "faiss",
+    query_is_gallery: bool = True,
+    self_by_rank: bool = False,
+) -> Pairs:
     """Pairs each query with its nearest neighbours inside its most probable classes.
 
     Args:
@@ -102,13 +105,19 @@ def mine(
 
 
 def summary(
-    pairs, query_labels, gallery_labels, class_names, *, top_classes=7, query_is_gallery=True
-):
-    """What was mined, as lines of text (a list of str) for the log.
+    pairs: Pairs,
+    query_labels: ArrayLike,
+    gallery_labels: ArrayLike,
+    class_names: Sequence[str],
+    *,
+    top_classes: int = 7,
+    query_is_gallery: bool = True,
+) -> list[str]:
+    """Lines of text about the pairs, for the log.
 
     Counts, the share of positives (with a warning outside 30 to 70 %), how much comes from images
     whose most probable class is wrong, and every reason why there are fewer pairs than 2Q-1 an
-    image. `top_classes` and `query_is_gallery` are what `mine` was called with.
+    image. `top_classes` and `query_is_gallery` are those that `mine` was called with.
     """
     num_images, num_pairs = len(query_labels), len(pairs.query)
     used = min(top_classes, len(class_names))
@@ -151,17 +160,17 @@ def summary(
     return lines
 
 
-def save(pairs, path):
+def save(pairs: Pairs, path: str | os.PathLike) -> None:
     """Writes the arrays of `pairs` as a plain .npz file."""
     with open(path, "wb") as file:
         np.savez(file, **pairs._asdict())
 
 
-def load(path):
-    """Reads what `save` wrote; nothing is unpickled.
+def load(path: str | os.PathLike) -> Pairs:
+    """Reads a file that `save` wrote; nothing is unpickled.
 
     Raises:
-      UserError: not a file of pairs.
+      UserError: the file is not one of pairs.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:

@@ -1,18 +1,38 @@
-"""Re-ranking a classifier's first choices by a comparator's word on each class's nearest training image.
+"""Re-ranking of a classifier's first choices by the comparator.
 
 p(c | x) * sigmoid(S(x, nn_c)) over the K most probable classes c, with nn_c the training image of class c
-that is nearest to x and S the comparator's "same class" logit (PCNN, Nguyen et al. 2024, FineNet's ancestor).
+that is nearest to x and S the comparator's "same class" logit (PCNN, Nguyen et al. 2024, from which FineNet
+descends).
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fgvc_jax.ops.knn import class_neighbours
 
 
-def candidates(scores_NC, queries_ND, gallery_MD, gallery_labels_M, k, *, similarity="cosine"):
-    """(classes int [N, k], neighbours int [N, k]): the most probable classes and the row of the nearest
-    gallery image of each; -1 where the gallery has none of that class. Equal scores: the lower class first.
+def candidates(
+    scores_NC: ArrayLike,
+    queries_ND: ArrayLike,
+    gallery_MD: ArrayLike,
+    gallery_labels_M: ArrayLike,
+    k: int,
+    *,
+    similarity: str = "cosine",
+) -> tuple[np.ndarray, np.ndarray]:
+    """The most probable classes of each example, and the gallery image of each that is nearest to it.
+
+    Args:
+      scores_NC: class scores, any float dtype; of equal ones the lower class comes first.
+      queries_ND, gallery_MD: embeddings, any float dtype.
+      gallery_labels_M: int, 0..C-1.
+      k: K; with fewer classes all are candidates.
+      similarity: as in `fgvc_jax.ops.knn.class_neighbours`, errors too.
+
+    Returns:
+      (classes int64 [N, K], rows of the gallery int32 [N, K]); -1 where it has no image of the class.
     """
+    scores_NC = np.asarray(scores_NC)
     classes_Nk = np.argsort(-scores_NC, axis=1, kind="stable")[:, :k]
     outside = np.full(len(scores_NC), -1)
     index_Nk1, _ = class_neighbours(
@@ -21,13 +41,13 @@ def candidates(scores_NC, queries_ND, gallery_MD, gallery_labels_M, k, *, simila
     return classes_Nk, index_Nk1[:, :, 0]
 
 
-def rerank(scores_NC, classes_Nk, same_Nk):
-    """Scores float64 [N, C], -inf outside the candidates.
+def rerank(scores_NC: ArrayLike, classes_Nk: np.ndarray, same_Nk: ArrayLike) -> np.ndarray:
+    """Log-scores float64 [N, C], -inf outside the candidates.
 
     Args:
-      scores_NC: the classifier's logits.
-      classes_Nk: candidate classes of each example.
-      same_Nk: the comparator's logit for each; -inf where there was nothing to compare with.
+      scores_NC: the classifier's logits, any float dtype.
+      classes_Nk: int, the candidate classes of each example.
+      same_Nk: the comparator's logit for each of them; -inf where there was nothing to compare with.
     """
     scores_NC = np.asarray(scores_NC, np.float64)
     log_p_NC = scores_NC - np.logaddexp.reduce(scores_NC, axis=1, keepdims=True)

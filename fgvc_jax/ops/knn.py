@@ -6,12 +6,14 @@ agree wherever similarities differ by more than float32 rounding (1e-6 of the em
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
-from fgvc_jax.errors import UserError
+from fgvc_jax.errors import UserError, choose
 
 SIMILARITIES = ("cosine", "ip", "l2")
 BACKENDS = ("faiss", "jax")
@@ -19,16 +21,16 @@ TILE = 256  # queries searched at once; bounds memory to TILE rows of similariti
 
 
 def class_neighbours(
-    queries_ND,
-    self_index_N,
-    classes_NQ,
-    gallery_MD,
-    gallery_labels_M,
-    k,
+    queries_ND: ArrayLike,
+    self_index_N: ArrayLike,
+    classes_NQ: ArrayLike,
+    gallery_MD: ArrayLike,
+    gallery_labels_M: ArrayLike,
+    k: int,
     *,
-    similarity="cosine",
-    backend="faiss",
-):
+    similarity: str = "cosine",
+    backend: str = "faiss",
+) -> tuple[np.ndarray, np.ndarray]:
     """The k most similar gallery items of each candidate class, for every query.
 
     Args:
@@ -50,14 +52,9 @@ def class_neighbours(
     Raises:
       UserError: unknown similarity or backend, or an embedding that is not finite.
     """
-    for name, value, allowed in (
-        ("similarity", similarity, SIMILARITIES),
-        ("backend", backend, BACKENDS),
-    ):
-        if value not in allowed:
-            raise UserError(f"Unknown {name} '{value}' in the search: use one of {allowed}.")
-    queries_ND = _prepare(queries_ND, similarity, "query")
-    gallery_MD = _prepare(gallery_MD, similarity, "gallery")
+    choose(backend, BACKENDS, "backend of the search")
+    queries_ND = prepare(queries_ND, similarity, "query")
+    gallery_MD = prepare(gallery_MD, similarity, "gallery")
     self_index_N = np.asarray(self_index_N, np.int32)
     classes_NQ = np.asarray(classes_NQ, np.int32)
     gallery_labels_M = np.asarray(gallery_labels_M, np.int32)
@@ -68,7 +65,15 @@ def class_neighbours(
     return np.where(np.isneginf(value), -1, index).astype(np.int32), value
 
 
-def nearest(queries_ND, gallery_MD, k, *, similarity="cosine", backend="faiss", self_index_N=None):
+def nearest(
+    queries_ND: ArrayLike,
+    gallery_MD: ArrayLike,
+    k: int,
+    *,
+    similarity: str = "cosine",
+    backend: str = "faiss",
+    self_index_N: ArrayLike | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """The k most similar items of the whole gallery.
 
     Returns (index int32 [N, k], similarity float32 [N, k]); arguments, order and padding as in
@@ -89,7 +94,18 @@ def nearest(queries_ND, gallery_MD, k, *, similarity="cosine", backend="faiss", 
     return index[:, 0], value[:, 0]
 
 
-def _prepare(x_ND, similarity, what):
+def prepare(x_ND: ArrayLike, similarity: str, what: str) -> np.ndarray:
+    """Embeddings as they are searched: float32 [N, D], of length 1 under 'cosine' (a zero vector stays 0).
+
+    Args:
+      x_ND: any float dtype.
+      similarity: one of SIMILARITIES.
+      what: 'query' or 'gallery', for messages.
+
+    Raises:
+      UserError: unknown similarity, or an embedding that is not finite.
+    """
+    choose(similarity, SIMILARITIES, "similarity of the search")
     x_ND = np.ascontiguousarray(x_ND, np.float32)
     bad = np.flatnonzero(~np.isfinite(x_ND).all(axis=1))
     if len(bad):
@@ -106,7 +122,15 @@ def _prepare(x_ND, similarity, what):
     return x_ND
 
 
-def _search_faiss(queries_ND, self_index_N, classes_NQ, gallery_MD, gallery_labels_M, k, l2):
+def _search_faiss(
+    queries_ND: np.ndarray,
+    self_index_N: np.ndarray,
+    classes_NQ: np.ndarray,
+    gallery_MD: np.ndarray,
+    gallery_labels_M: np.ndarray,
+    k: int,
+    l2: bool,
+) -> tuple[np.ndarray, np.ndarray]:
     import faiss
 
     index_NQk = np.full((*classes_NQ.shape, k), -1, np.int64)
@@ -126,8 +150,15 @@ def _search_faiss(queries_ND, self_index_N, classes_NQ, gallery_MD, gallery_labe
     return index_NQk, value_NQk
 
 
-def _search_flat(flat, members, queries_BD, self_index_B, k, l2):
-    """One class: `flat` holds the embeddings of the gallery items `members` (ascending)."""
+def _search_flat(
+    flat: Any,
+    members: np.ndarray,
+    queries_BD: np.ndarray,
+    self_index_B: np.ndarray,
+    k: int,
+    l2: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """One class: `flat`, a faiss index, holds the embeddings of the gallery items `members` (ascending)."""
     depth = k + 8
     while True:
         depth = min(depth, len(members))
@@ -139,8 +170,8 @@ def _search_flat(flat, members, queries_BD, self_index_B, k, l2):
         order = np.lexsort((index, -value), axis=-1)[:, :k]
         index = np.take_along_axis(index, order, axis=1)
         value = np.take_along_axis(value, order, axis=1)
-        # What faiss left out is at most as similar as the last it returned: if the k-th kept is no
-        # better than that, an equal one with a lower index may lie beyond.
+        # Items that faiss left out are at most as similar as the last it returned: if the k-th kept is
+        # no better than that, an equal one with a lower index may lie beyond.
         if depth == len(members) or (value[:, -1:] > last).all():
             break
         depth *= 4
@@ -151,7 +182,15 @@ def _search_flat(flat, members, queries_BD, self_index_B, k, l2):
     )
 
 
-def _search_jax(queries_ND, self_index_N, classes_NQ, gallery_MD, gallery_labels_M, k, l2):
+def _search_jax(
+    queries_ND: np.ndarray,
+    self_index_N: np.ndarray,
+    classes_NQ: np.ndarray,
+    gallery_MD: np.ndarray,
+    gallery_labels_M: np.ndarray,
+    k: int,
+    l2: bool,
+) -> tuple[np.ndarray, np.ndarray]:
     num_classes = int(gallery_labels_M.max(initial=-1)) + 1
     members_CS = _members(gallery_labels_M, num_classes)
     # Candidates outside 0..C-1 are sent to the last row, which is empty.
@@ -174,7 +213,15 @@ def _search_jax(queries_ND, self_index_N, classes_NQ, gallery_MD, gallery_labels
 
 
 @functools.partial(jax.jit, static_argnames=("k", "l2"))
-def _search_tile(queries_BD, self_index_B, classes_BQ, gallery_MD, members_CS, k, l2):
+def _search_tile(
+    queries_BD: jax.Array,
+    self_index_B: jax.Array,
+    classes_BQ: jax.Array,
+    gallery_MD: jax.Array,
+    members_CS: jax.Array,
+    k: int,
+    l2: bool,
+) -> tuple[jax.Array, jax.Array]:
     highest = jax.lax.Precision.HIGHEST
     similarity_BM = jnp.matmul(queries_BD, gallery_MD.T, precision=highest)
     if l2:
@@ -191,7 +238,7 @@ def _search_tile(queries_BD, self_index_B, classes_BQ, gallery_MD, members_CS, k
     return jnp.take_along_axis(members_BQS, position, axis=2), value
 
 
-def _members(labels_M, num_classes):
+def _members(labels_M: np.ndarray, num_classes: int) -> np.ndarray:
     """int32 [C + 1, S]: the items of each class, ascending, padded with -1; the last row empty."""
     counts = np.bincount(labels_M, minlength=num_classes)
     order = np.argsort(labels_M, kind="stable")
@@ -201,5 +248,5 @@ def _members(labels_M, num_classes):
     return members
 
 
-def _pad_rows(x):
+def _pad_rows(x: np.ndarray) -> np.ndarray:
     return np.pad(x, [(0, TILE - len(x))] + [(0, 0)] * (x.ndim - 1))

@@ -1,7 +1,12 @@
-"""A PNG of the hardest mined pairs, for the eye."""
+"""A PNG of the hardest mined pairs, to look at."""
+
+import os
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from fgvc_jax.mining.pairs import Pairs
 
 THUMB = 176  # side of a picture, pixels
 GAP = 6  # between the two pictures of a pair
@@ -13,16 +18,16 @@ SAME, DIFFERENT = "#1b7f4d", "#b3261e"
 
 
 def contact_sheet(
-    pairs,
-    read_query,
-    read_neighbour,
-    query_names,
-    neighbour_names,
-    path,
+    pairs: Pairs,
+    read_query: Callable[[int], np.ndarray],
+    read_neighbour: Callable[[int], np.ndarray],
+    query_names: Sequence[str],
+    neighbour_names: Sequence[str],
+    path: str | os.PathLike,
     *,
-    rows=6,
-    title="Hardest mined pairs",
-):
+    rows: int = 6,
+    title: str = "Hardest mined pairs",
+) -> None:
     """Draws the hardest positives on the left, the hardest negatives on the right.
 
     Hard positives are the least similar of the same class, hard negatives the most similar of
@@ -30,7 +35,7 @@ def contact_sheet(
     each as long as there are others.
 
     Args:
-      pairs: `fgvc_jax.mining.pairs.Pairs`.
+      pairs: the mined pairs.
       read_query, read_neighbour: row -> image, uint8 [H, W, 3].
       query_names, neighbour_names: the class name of each row.
       path: the PNG file to write.
@@ -77,11 +82,17 @@ def contact_sheet(
     sheet.save(path, "PNG")
 
 
-def _order(similarity):
+def _order(similarity: np.ndarray) -> np.ndarray:
     return np.argsort(similarity, kind="stable")
 
 
-def _varied(order, pairs, query_names, neighbour_names, count):
+def _varied(
+    order: np.ndarray,
+    pairs: Pairs,
+    query_names: Sequence[str],
+    neighbour_names: Sequence[str],
+    count: int,
+) -> list[int]:
     """The first `count` of `order`, those that repeat nothing before those that do."""
     seen, fresh, repeated = set(), [], []
     for p in order:
@@ -94,7 +105,14 @@ def _varied(order, pairs, query_names, neighbour_names, count):
     return (fresh + repeated)[:count]
 
 
-def _pair(sheet, corner, query, neighbour, similarity, colour):
+def _pair(
+    sheet: Image.Image,
+    corner: tuple[int, int],
+    query: tuple[np.ndarray, str],
+    neighbour: tuple[np.ndarray, str],
+    similarity: float,
+    colour: str,
+) -> None:
     draw = ImageDraw.Draw(sheet)
     x, y = corner
     font, lines = _font(15), 1
@@ -107,7 +125,7 @@ def _pair(sheet, corner, query, neighbour, similarity, colour):
     draw.text((x, y + THUMB + 8 + 18 * lines), f"similarity {similarity:.3f}", colour, _font(14))
 
 
-def _thumbnail(pixels):
+def _thumbnail(pixels: np.ndarray) -> Image.Image:
     """The central square; the pixels of tiny pictures stay visible."""
     image = Image.fromarray(np.asarray(pixels, np.uint8)).convert("RGB")
     side = min(image.size)
@@ -117,7 +135,7 @@ def _thumbnail(pixels):
     return image.resize((THUMB, THUMB), sampling, box=box)
 
 
-def _wrap(draw, text, font):
+def _wrap(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont) -> str:
     """At most two lines, each as wide as a picture; the second is cut where it is longer."""
     cut = _fitting(draw, text, font)
     if cut == len(text):
@@ -129,10 +147,10 @@ def _wrap(draw, text, font):
     return f"{first}\n{rest if end == len(rest) else rest[: end - 2] + '...'}"
 
 
-def _fitting(draw, text, font):
+def _fitting(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont) -> int:
     """How many characters fit under a picture."""
     return max(i for i in range(len(text) + 1) if draw.textlength(text[:i], font) <= THUMB)
 
 
-def _font(size):
+def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size=size)

@@ -1,13 +1,13 @@
-"""What a person wants to see at the end of a run: accuracies, a verdict, pairs, seconds, files."""
+"""The last lines of a run: accuracies, a verdict, pairs, seconds, files."""
 
 from pathlib import Path
 
 import numpy as np
 
 from fgvc_jax.data.manifest import Manifest
-from fgvc_jax.phases import evaluate
+from fgvc_jax.report import tables
 
-Results = dict[str, dict]  # by phase, what its DONE.json holds
+Results = dict[str, dict]  # by phase, the content of its DONE.json
 
 
 def lines(parts: dict[str, Results], manifest: Manifest, folder: Path) -> list[str]:
@@ -15,10 +15,17 @@ def lines(parts: dict[str, Results], manifest: Manifest, folder: Path) -> list[s
 
     Args:
       parts: by sub-folder: '' alone, or seed_0, seed_1, ..., each with its refit where there is one.
+      manifest: the data; its splits are the table's columns.
+      folder: the workdir, which the last line names.
+
+    Returns:
+      One string a line; where there are several parts, each under a heading.
     """
     told: list[str] = []
+    refitted = any(part.endswith("refit") for part in parts)
     for part, results in parts.items():
-        told += ["", *([f"{part}:"] if len(parts) > 1 else []), *_one(results, manifest)]
+        heading = [_heading(part, refitted)] if len(parts) > 1 else []
+        told += ["", *heading, *_one(results, manifest)]
     for refit in (False, True):
         seeds = {p: r for p, r in parts.items() if p.endswith("refit") == refit}
         if len(seeds) > 1:
@@ -27,13 +34,21 @@ def lines(parts: dict[str, Results], manifest: Manifest, folder: Path) -> list[s
     return [*told, f"  {total:.0f} seconds in all", f"  files: {folder}"]
 
 
+def _heading(part: str, refitted: bool) -> str:
+    """The title of one of several runs: its seed, and whether it trained on validation images too."""
+    refit = part.endswith("refit")
+    kind = "refit on train + val" if refit else "validation run" if refitted else ""
+    seed = part.removesuffix("refit").rstrip("/")
+    return ", ".join(filter(None, (seed, kind))) + ":"
+
+
 def _one(results: Results, manifest: Manifest) -> list[str]:
     told = []
     for result in results.values():
         if "rows" in result:
-            told += evaluate.table(result["rows"], list(manifest.splits))
+            told += tables.table(result["rows"], list(manifest.splits))
         if "comparison" in result:
-            told.append(evaluate.verdict(result["comparison"]))
+            told += tables.verdict(result["comparison"])
     for result in results.values():
         for split in ("train", "val"):
             if isinstance(result.get(split), dict) and "pairs" in result[split]:
@@ -58,8 +73,8 @@ def over_seeds(runs: list[Results], note: str = "") -> list[str]:
         told.append(f"  {name:<32}{'    '.join(cells)}")
     found = [e["comparison"] for e in evaluations if "comparison" in e]
     if found:
-        better = sum(evaluate.is_better(c) for c in found)
-        worse = sum(evaluate.is_better(c | {"b": c["c"], "c": c["b"]}) for c in found)
+        better = sum(map(tables.is_better, found))
+        worse = sum(map(tables.is_worse, found))
         told.append(
             f"  The pipeline ({found[0]['pipeline']}) is better than the {found[0]['control']} in "
             f"{better} of {len(found)} seeds, worse in {worse} (McNemar, p < 0.05 each)."

@@ -4,7 +4,9 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TextIO
 
 
 class Writer:
@@ -15,22 +17,22 @@ class Writer:
     returns. To be used by one process only.
     """
 
-    def __init__(self, directory, tensorboard=True):
+    def __init__(self, directory: str | os.PathLike, tensorboard: bool = True):
         self._directory = Path(directory)
         self._directory.mkdir(parents=True, exist_ok=True)
         self._path = self._directory / "metrics.jsonl"
-        self._file = None
+        self._file: TextIO | None = None
         self._tensorboard = tensorboard
-        self._events = None
+        self._events: Any = None  # tensorboard's writer, imported at the first number
 
-    def write(self, step, values, kind="train"):
-        """Writes `values`, a dict of name to number, of one `kind` ('train', 'val', ...)."""
+    def write(self, step: int, values: Mapping[str, float], kind: str = "train") -> None:
+        """Writes named numbers of one `kind` ('train', 'val', ...)."""
         values = {name: float(value) for name, value in values.items()}
         line = {"step": int(step), "kind": kind, "time": round(time.time(), 3)}
-        line |= {name: x if math.isfinite(x) else None for name, x in values.items()}
+        line |= finite(values)
         if self._file is None:
             self._file = open(self._path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
         if self._tensorboard:
             if self._events is None:
                 from tensorboard.summary import Writer as EventWriter
@@ -39,10 +41,10 @@ class Writer:
             for name, x in values.items():
                 self._events.add_scalar(f"{kind}/{name}", x, int(step))
 
-    def truncate(self, step):
-        """Drops what was written after `step`, to be called when a run resumes from there.
+    def truncate(self, step: int) -> None:
+        """Drops the lines after `step`; to be called when a run resumes from there.
 
-        Of a run that was killed the last line may be torn; it goes too. The file is replaced in one
+        The last line of a run that was killed may be torn; it goes too. The file is replaced in one
         move. TensorBoard drops such points by itself when it reads the next events.
         """
         self.close()
@@ -53,12 +55,13 @@ class Writer:
         new.write_text("".join(line + "\n" for line in kept), "utf-8")
         os.replace(new, self._path)
 
-    def flush(self):
+    def flush(self) -> None:
+        """Hands what both files have buffered to the system."""
         for stream in (self._file, self._events):
             if stream is not None:
                 stream.flush()
 
-    def close(self):
+    def close(self) -> None:
         """Closes both files; a later `write` opens them again."""
         for stream in (self._file, self._events):
             if stream is not None:
@@ -66,7 +69,21 @@ class Writer:
         self._file = self._events = None
 
 
-def _upto(line, step):
+def finite(content: Any) -> Any:
+    """The same content with None in place of NaN and the infinities, which JSON does not have.
+
+    Dictionaries, lists and tuples are walked through; NumPy's and JAX's numbers become Python's.
+    """
+    if isinstance(content, Mapping):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    return finite(content.item()) if hasattr(content, "item") else content
+
+
+def _upto(line: str, step: int) -> bool:
     try:
         return json.loads(line)["step"] <= step
     except (ValueError, KeyError, TypeError):

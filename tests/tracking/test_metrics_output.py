@@ -5,8 +5,11 @@ import json
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from fgvc_jax.phases.context import write_json
 from fgvc_jax.tracking.progress import Progress, duration
 from fgvc_jax.tracking.writers import Writer
 
@@ -112,3 +115,32 @@ def test_durations():
         "1:02:03",
         "2 d 03:04",
     ]
+
+
+def strict(text):
+    """By a parser that knows no NaN and no Infinity, as those of other languages."""
+
+    def refuse(word):
+        raise ValueError(f"{word} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_json_files_are_json_whatever_was_measured(tmp_path):
+    content = {
+        "rows": [{"nll": float("inf"), "top5": None, "top1": np.float32(0.5)}],
+        "auroc": np.float64("nan"),
+        "steps": (np.int32(3), 4, True),
+        "name": "NaN",
+        "loss": jnp.float32("-inf"),
+    }
+    write_json(tmp_path / "DONE.json", content)
+    assert strict((tmp_path / "DONE.json").read_text()) == {
+        "rows": [{"nll": None, "top5": None, "top1": 0.5}],
+        "auroc": None,
+        "steps": [3, 4, True],
+        "name": "NaN",
+        "loss": None,
+    }
+    Writer(tmp_path, tensorboard=False).write(1, {"loss": np.inf})
+    assert strict((tmp_path / "metrics.jsonl").read_text())["loss"] is None
