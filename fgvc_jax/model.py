@@ -96,19 +96,31 @@ def load_description(path: str | os.PathLike) -> Description:
 def trained(
     folder: str | os.PathLike, which: str, mesh: Mesh
 ) -> tuple[Description, nnx.Module, dict]:
-    """What a training phase has left in its folder.
+    """What a training phase has left in its folder: (description, *`restore`)."""
+    description = load_description(Path(folder, "model.json"))
+    return description, *restore(description, folder, which, mesh)
+
+
+def restore(
+    description: Description, folder: str | os.PathLike, which: str, mesh: Mesh
+) -> tuple[nnx.Module, dict]:
+    """The model of a training phase with the weights of its checkpoint.
 
     Args:
+      description: of the phase, its model.json.
+      folder: of the phase.
       which: the checkpoint, 'best' by validation or 'last'.
 
     Returns:
-      (description, module in eval mode with shapes in place of arrays, {'params', 'stats'} on the mesh).
+      (module in eval mode with shapes in place of arrays, {'params', 'stats'} on the mesh).
+
+    Raises:
+      UserError: where there is no checkpoint.
     """
-    description = load_description(Path(folder, "model.json"))
     module = nnx.eval_shape(description.build)
     _, params, stats = tree.split(module)
     places = meshes.abstract({"params": params, "stats": stats}, mesh)
     checkpoints = Checkpoints(Path(folder, "checkpoints"))
     weights = checkpoints.restore_weights(pick(checkpoints, which), places)
     checkpoints.close()
-    return description, module, weights
+    return module, weights

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from fgvc_jax import inference
 from fgvc_jax.errors import UserError
-from fgvc_jax.model import Description, trained
+from fgvc_jax.model import Description, restore
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.weights import TABLES, torch_axes
 from fgvc_jax.weights.tables import Layout
@@ -34,8 +34,8 @@ def to_timm(run: str | os.PathLike, out: str | os.PathLike, which: str = "best")
     out = Path(out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out={out} is there already; name a new or an empty folder.")
-    phase = inference.load(run, which=which).phase
-    description, module, weights = trained(phase, which, meshes.make())
+    phase, which, description = inference.find(run, which=which)
+    module, weights = restore(description, phase, which, meshes.make())
     layout = _layout(description, module)
 
     state = {}
