@@ -34,7 +34,7 @@ from fgvc_jax.backbones import names
 from fgvc_jax.data.cache import Canvases
 from fgvc_jax.data.feed import Feed, make_resident
 from fgvc_jax.images.augment import View
-from fgvc_jax.model import Description
+from fgvc_jax.model import Specification
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import optim, tree
 from fgvc_jax.train import step as steps
@@ -51,7 +51,7 @@ def ours(args):
     """{name: step() -> None, waits for its result}, and what is known of `ours` without running it."""
     mesh = meshes.make()
     view = View(args.size, args.size, (0.5,) * 3, (0.25,) * 3)
-    module = Description(
+    module = Specification(
         args.backbone,
         "baseline",
         tuple(map(str, range(CLASSES))),

@@ -20,17 +20,17 @@ def run(command: str) -> int:
     """Runs a command of `fgvc_jax/commands` on sys.argv[1:] and returns the exit status.
 
     0 done, 2 a mistake of the user's (one message, no traceback), 128 + the signal where it was stopped.
+    A command's main() may return another one: 3, where it is done but for some images (`fgvc predict`).
     """
     from fgvc_jax.train.stop import Interrupted
 
     try:
-        _module(command).main()
+        return _module(command).main() or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Interrupted as interrupted:
         return 128 + interrupted.signal
-    return 0
 
 
 def _module(command: str):

@@ -1,25 +1,49 @@
 """A finished run as something to use: `fgvc_jax.load(RUN).predict(images)`."""
 
+import itertools
 import json
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from fgvc_jax import methods
-from fgvc_jax.data.cache import Canvases, fit, place
-from fgvc_jax.data.feed import Feed
+from fgvc_jax.data.cache import fit, place
+from fgvc_jax.data.feed import BATCH, THREADS, to_device
 from fgvc_jax.data.sources import EXTENSIONS, read_image
 from fgvc_jax.errors import UserError, choose
-from fgvc_jax.model import load_description, trained
+from fgvc_jax.model import Specification, load_specification, predictor, restore
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree
 from fgvc_jax.train.checkpoint import METRIC
-from fgvc_jax.train.predict import predict_all
-from fgvc_jax.train.step import predict_step
 
-Images = Sequence[str | os.PathLike | np.ndarray]
+Image = str | os.PathLike | np.ndarray
+Images = Sequence[Image]
+
+REFIT = "refit"  # in a run's folder, its second training, on train + val
+
+
+class Found(NamedTuple):
+    """A trained classifier on disk."""
+
+    folder: Path  # of the training phase
+    which: str  # the checkpoint, 'best' or 'last'
+    specification: Specification
+
+
+class Answer(NamedTuple):
+    """The result of one image: one of the last two is None."""
+
+    image: Image
+    probabilities: np.ndarray | None  # float32 [C]
+    error: str | None  # why the image could not be read
 
 
 class Classifier:
@@ -27,41 +51,46 @@ class Classifier:
 
     Attributes:
       phase: the folder of the training phase.
+      specification: the model without its weights.
       classes: class names; column i of `predict` belongs to classes[i].
       class_ids: the ids of the classes in the data that it was trained on; () where they had none.
-      metrics: what the phase's validation found, {'best': {...}, 'last': {...}}.
+      metrics: the phase's validation metrics, {'best': {...}, 'last': {...}}.
     """
 
-    def __init__(self, folder: Path, which: str):
-        self.phase = folder
-        self.description = load_description(folder / "model.json")
-        task = methods.get(self.description.method).task
-        if task != "classify":
-            raise UserError(
-                f"{folder} holds a {self.description.method!r} model, which does not give classes."
-            )
-        self.classes, self.class_ids = self.description.classes, self.description.class_ids
-        done = folder / "DONE.json"
-        self.metrics = json.loads(done.read_text())["validation"] if done.exists() else {}
+    def __init__(self, found: Found):
+        self.phase, self.specification = found.folder, found.specification
+        self.classes, self.class_ids = self.specification.classes, self.specification.class_ids
+        self.metrics = _done(found.folder).get("validation", {})
         self._mesh = meshes.make()
-        _, module, self._weights = trained(folder, which, self._mesh)
+        module, self._weights = restore(self.specification, found.folder, found.which, self._mesh)
         static, _, _ = tree.split(module)
-        dtype = np.dtype(self.description.dtype)
-        self._step = predict_step(static, self._mesh, self.description.view, dtype)
+        dtype = np.dtype(self.specification.dtype)
+        self._step = predictor(static, self._mesh, self.specification.view, dtype)
 
     def predict(self, images: Images, batch: int = 64) -> np.ndarray:
         """Class probabilities, float32 [N, C], of files or arrays (uint8 [H, W, 3], RGB, upright).
 
         Raises:
-          UserError: for an image that cannot be read, by name.
+          UserError: for an image that cannot be read, by name; no images.
         """
-        scores = self._run(images, batch, "scores").astype(np.float64)
-        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-        return (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
+        return _softmax(self._all(images, batch, "scores"))
 
     def embed(self, images: Images, batch: int = 64) -> np.ndarray:
-        """Pooled features of the backbone, float32 [N, D]."""
-        return self._run(images, batch, "embedding").astype(np.float32)
+        """Pooled features of the backbone, float32 [N, D]; arguments and errors as for `predict`."""
+        return self._all(images, batch, "embedding").astype(np.float32)
+
+    def stream(self, images: Iterable[Image], batch: int = 64) -> Iterator[Answer]:
+        """One answer for each image, in order, also for an image that cannot be read.
+
+        For any number of images: a few batches are in memory at a time. Threads decode the next images
+        while the device works on the last ones.
+
+        Args:
+          images: files or arrays, as for `predict`; any iterable.
+          batch: images at a time, rounded up to a multiple of the devices.
+        """
+        for image, outputs, error in self._outputs(images, batch, "scores"):
+            yield Answer(image, None if outputs is None else _softmax(outputs), error)
 
     def find_images(self, paths: Sequence[str | os.PathLike]) -> list[str]:
         """The files themselves and, sorted, all images in the folders among them.
@@ -84,42 +113,102 @@ class Classifier:
                 raise UserError(f"{path} does not exist.")
         return files
 
-    def _run(self, images: Images, batch: int, what: str) -> np.ndarray:
-        if isinstance(images, str | os.PathLike | np.ndarray):
-            raise UserError("predict and embed take a list of images, for one image a list of one.")
-        if len(images) == 0:
+    def _all(self, images: Images, batch: int, output: str) -> np.ndarray:
+        """An output of every image, [N, ...]; the first image that cannot be read is raised."""
+        rows = []
+        for _, row, error in self._outputs(images, batch, output):
+            if error is not None:
+                raise UserError(error)
+            rows.append(row)
+        if not rows:
             raise UserError("no images were given.")
-        batch = -(-batch // self._mesh.size) * self._mesh.size
-        parts = []
-        for pixels, sizes in self._canvases(images, batch):
-            feed = Feed([Canvases(pixels, sizes)], self._mesh)
-            index = np.arange(len(sizes))[:, None]
-            parts.append(predict_all(self._step, self._weights, feed, index, batch)[what])
-        return np.concatenate(parts)
+        return np.stack(rows)
 
-    def _canvases(self, images: Images, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        side = self.description.canvas
-        for first in range(0, len(images), batch):
-            chunk = images[first : first + batch]
-            pixels = np.zeros((len(chunk), side, side, 3), np.uint8)
-            sizes = np.zeros((len(chunk), 2), np.int32)
-            for i, image in enumerate(chunk):
-                array = image if isinstance(image, np.ndarray) else read_image(image)
-                if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-                    raise UserError(
-                        f"image {first + i} is {array.dtype} {array.shape}; an array must be uint8 "
-                        "[height, width, 3], RGB."
-                    )
-                place(fit(array, side), pixels[i], sizes[i])
-            yield pixels, sizes
+    def _outputs(
+        self, images: Iterable[Image], batch: int, output: str
+    ) -> Iterator[tuple[Image, np.ndarray | None, str | None]]:
+        """(image, its row of an output, None) or (image, None, the reason why it cannot be read)."""
+        if isinstance(images, str | os.PathLike | np.ndarray):
+            raise UserError("a list of images is wanted; for one image give a list of one.")
+        if batch < 1:
+            raise UserError(f"batch = {batch}; it must be at least 1.")
+        batch = -(-batch // self._mesh.size) * self._mesh.size
+        sharding = NamedSharding(self._mesh, BATCH)
+        weights = self._weights["params"], self._weights["batch_stats"]
+        running: deque[tuple[list[tuple[Image, str | None]], jax.Array]] = deque()
+
+        def collect() -> Iterator[tuple[Image, np.ndarray | None, str | None]]:
+            chunk, rows = running.popleft()
+            for (image, error), row in zip(chunk, np.asarray(rows)[: len(chunk)], strict=True):
+                yield image, None if error else row, error
+
+        for chunk, pixels, sizes in self._canvases(images, batch):
+            canvases = to_device(pixels, sharding), to_device(sizes, sharding)
+            running.append((chunk, self._step(*weights, *canvases, np.uint32(0), 0)[output]))
+            if len(running) > 1:  # of the batch before, while this one runs
+                yield from collect()
+        while running:
+            yield from collect()
+
+    def _canvases(
+        self, images: Iterable[Image], batch: int
+    ) -> Iterator[tuple[list[tuple[Image, str | None]], np.ndarray, np.ndarray]]:
+        """Batches of (images with errors, pixels uint8 [B, 1, C, C, 3], sizes int32 [B, 1, 2]).
+
+        The next batch is being decoded while one is used. Images that cannot be read, and what the last
+        batch lacks, are single black pixels.
+        """
+        side = self.specification.canvas
+        numbered = enumerate(images)
+
+        def decode(number: int, image: Image) -> np.ndarray:
+            array = image if isinstance(image, np.ndarray) else read_image(image)
+            if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+                raise UserError(
+                    f"image {number} is {array.dtype} {array.shape}; an array must be uint8 "
+                    "[height, width, 3], RGB."
+                )
+            return fit(array, side)
+
+        def begin() -> list[tuple[Image, Future]]:
+            chunk = itertools.islice(numbered, batch)
+            return [(image, pool.submit(decode, number, image)) for number, image in chunk]
+
+        pool = ThreadPoolExecutor(THREADS)
+        try:
+            ahead = begin()
+            while ahead:
+                decoding, ahead = ahead, begin()
+                pixels = np.zeros((batch, 1, side, side, 3), np.uint8)
+                sizes = np.ones((batch, 1, 2), np.int32)
+                chunk: list[tuple[Image, str | None]] = []
+                for i, (image, future) in enumerate(decoding):
+                    try:
+                        place(future.result(), pixels[i, 0], sizes[i, 0])
+                        chunk.append((image, None))
+                    except UserError as error:
+                        chunk.append((image, str(error)))
+                decoding.clear()  # frees the decoded images
+                yield chunk, pixels, sizes
+        finally:  # also where the caller takes no more answers
+            pool.shutdown(cancel_futures=True)
 
 
 def load(run: str | os.PathLike, phase: str = "", which: str = "best") -> Classifier:
-    """Loads the classifier of a run.
+    """Loads the classifier of a run; arguments, choice and errors as for `find`."""
+    return Classifier(find(run, phase, which))
+
+
+def find(run: str | os.PathLike, phase: str = "", which: str = "best") -> Found:
+    """The trained classifier of a run.
+
+    Without a phase it is the classifier that is best on validation, of equals the one finished last. Where
+    the run was refitted on train + val, it is the refitted model of that phase, at its last step: the refit
+    has no validation images to choose by, and its lengths were chosen so that the last step is the model.
 
     Args:
-      run: the run's workdir, or the folder of one of its training phases.
-      phase: which training phase; '' = the classifier that is best on validation, of equals the latest.
+      run: the run's workdir, one of its seeds (seed_0), its refit, or the folder of a training phase.
+      phase: a training phase by name, such as 'retrain', or 'refit/retrain'; '' = as above.
       which: the checkpoint, 'best' by validation or 'last'.
 
     Raises:
@@ -128,17 +217,70 @@ def load(run: str | os.PathLike, phase: str = "", which: str = "best") -> Classi
     choose(which, ("best", "last"), "which")
     run = Path(run).expanduser().resolve()
     if phase:
-        return Classifier(run / phase, which)
+        return _classifier(run / phase, which)
     if (run / "model.json").exists():
-        return Classifier(run, which)
-    found = {}
-    for done in sorted(run.glob("*/DONE.json"), key=lambda path: path.stat().st_mtime):
-        model = done.parent / "model.json"
-        if model.exists() and methods.get(load_description(model).method).task == "classify":
-            validation = json.loads(done.read_text())["validation"]
-            found[done.parent] = validation["best"].get(METRIC, 0.0)
-    if not found:
+        return _classifier(run, which)
+    # A workdir may be called 'refit' too; it alone holds a config.
+    inner = run.name == REFIT and not (run / "config.json").exists()
+    best = _best_on_validation(run.parent if inner else run, which)
+    if best is None:
+        if inner and any(run.glob("*/DONE.json")):
+            raise UserError(
+                f"{run} is the refit of a run whose own phases are not beside it, and it has no validation "
+                "metrics to choose a phase by. Name the folder of a phase, such as "
+                f"{sorted(run.glob('*/model.json'))[-1].parent}."
+            )
         parts = sorted(p.parent.parent for p in run.glob("*/*/DONE.json"))
         inside = f" There are some in {parts[0]}." if parts else ""
         raise UserError(f"no finished classifier in {run}: is it the --workdir of a run?{inside}")
-    return Classifier(max(reversed(found), key=found.get), which)
+    refit = best.folder.parent / REFIT
+    again = refit / best.folder.name
+    if _done(again):
+        return _classifier(again, "last")
+    if inner:
+        raise UserError(
+            f"{again} is not finished. Start the run's command again to finish the refit, or load "
+            f"{run.parent}, the run before it."
+        )
+    if refit.is_dir():
+        logging.getLogger(__name__).warning(
+            "%s is not finished; loaded is %s, which was trained without the validation images.",
+            again,
+            best.folder,
+        )
+    return best
+
+
+def _best_on_validation(run: Path, which: str) -> Found | None:
+    """Of the finished classifiers in a folder the best, of equals the latest; None where there is none."""
+    best, highest = None, -np.inf
+    for done in sorted(run.glob("*/DONE.json"), key=lambda path: path.stat().st_mtime):
+        if not (done.parent / "model.json").exists():
+            continue
+        specification = load_specification(done.parent / "model.json")
+        value = _done(done.parent)["validation"]["best"].get(METRIC, 0.0)
+        if methods.get(specification.method).evaluator == "classify" and value >= highest:
+            best, highest = Found(done.parent, which, specification), value
+    return best
+
+
+def _classifier(folder: Path, which: str) -> Found:
+    specification = load_specification(folder / "model.json")
+    if methods.get(specification.method).evaluator != "classify":
+        raise UserError(
+            f"{folder} holds a {specification.method!r} model, which does not give classes."
+        )
+    return Found(folder, which, specification)
+
+
+def _done(folder: Path) -> dict:
+    """The content of a phase's DONE.json; {} where it is not finished."""
+    path = folder / "DONE.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    """Over the last axis, computed in float64, as float32."""
+    scores = scores.astype(np.float64)
+    scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return (scores / scores.sum(axis=-1, keepdims=True)).astype(np.float32)

@@ -1,11 +1,14 @@
 """A model as a specification: model.json holds all that is needed, beside a checkpoint, to make it again."""
 
 import dataclasses
+import functools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
@@ -13,9 +16,11 @@ from jax.sharding import Mesh
 from fgvc_jax import backbones, methods
 from fgvc_jax.errors import UserError
 from fgvc_jax.images.augment import View
+from fgvc_jax.images.batch import plain_views, random_views
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree
 from fgvc_jax.train.checkpoint import Checkpoints, pick
+from fgvc_jax.train.step import predict_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,19 +102,48 @@ def load_specification(path: str | os.PathLike) -> Specification:
 def trained(
     folder: str | os.PathLike, which: str, mesh: Mesh
 ) -> tuple[Specification, nnx.Module, dict]:
-    """What a training phase has left in its folder.
+    """The result of a training phase in its folder: (specification, *`restore`)."""
+    specification = load_specification(Path(folder, "model.json"))
+    return specification, *restore(specification, folder, which, mesh)
+
+
+def restore(
+    specification: Specification, folder: str | os.PathLike, which: str, mesh: Mesh
+) -> tuple[nnx.Module, dict]:
+    """The model of a training phase with the weights of its checkpoint.
 
     Args:
+      specification: of the phase, its model.json.
+      folder: of the phase.
       which: the checkpoint, 'best' by validation or 'last'.
 
     Returns:
-      (specification, module in eval mode with shapes in place of arrays, {'params', 'batch_stats'} on the
-      mesh).
+      (module in eval mode with shapes in place of arrays, {'params', 'batch_stats'} on the mesh).
+
+    Raises:
+      UserError: where there is no checkpoint.
     """
-    specification = load_specification(Path(folder, "model.json"))
     module = nnx.eval_shape(specification.build)
     places = meshes.abstract(tree.weights(module), mesh)
     checkpoints = Checkpoints(Path(folder, "checkpoints"))
     weights = checkpoints.restore_weights(pick(checkpoints, which), places)
     checkpoints.close()
-    return specification, module, weights
+    return module, weights
+
+
+@functools.cache  # so that phases with the same model share one compilation
+def predictor(
+    static: tree.Static, mesh: Mesh, view: View, dtype: jnp.dtype, random: bool = False
+) -> Callable[..., dict[str, jax.Array]]:
+    """The jitted forward pass of a module in eval mode; see `fgvc_jax.train.step.predict_step`.
+
+    Args:
+      random: images are augmented as in training, instead of cropped as for evaluation.
+    """
+
+    def preprocess(keys, pixels, sizes):
+        if random:
+            return random_views(keys, pixels, sizes, view, dtype)
+        return plain_views(pixels, sizes, view, dtype)
+
+    return predict_step(static, mesh, preprocess)

@@ -1,9 +1,12 @@
 """A finished run as a Python object: `fgvc_jax.load(RUN)`, in another process than the one that trained."""
 
+import collections
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -12,8 +15,11 @@ import tiny
 from PIL import Image
 
 import fgvc_jax
+from fgvc_jax import inference
 from fgvc_jax.errors import UserError
+from fgvc_jax.export.timm import to_timm
 from fgvc_jax.run import run
+from fgvc_jax.train.checkpoint import Checkpoints
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -123,6 +129,150 @@ def test_without_a_name_it_is_the_classifier_best_on_validation(finished):
         assert fgvc_jax.load(finished / name).phase == finished / name
 
 
+@pytest.fixture(scope="module")
+def refitted(photos, tmp_path_factory):
+    """The workdir of a fine-tune and its control, both trained again on train + val."""
+    config = tiny.pipeline("vit_tiny_patch16_224", "depth=1, width=16, heads=1")
+    config.data.source, config.data.root, config.data.canvas = "folder", str(photos), 40
+    config.data.val_fraction, config.protocol = 0.2, "refit"
+    config.finetune.length = config.control.length = "2 steps"
+    config.finetune.batch = config.control.batch = 4
+    config.phases = ("finetune", "control")
+    workdir = tmp_path_factory.mktemp("refitted")
+    jax.config.update("jax_disable_most_optimizations", True)  # two steps: compile quickly
+    run(config, workdir, say=str)
+    jax.config.update("jax_disable_most_optimizations", False)
+    return workdir
+
+
+@pytest.mark.parametrize("best", ["finetune", "control"])
+def test_after_a_refit_it_is_the_refitted_model_of_the_phase_best_on_validation(
+    refitted, tmp_path, best, caplog
+):
+    """Whichever finished last, in the run or in its refit."""
+    workdir = tmp_path / "run"
+    shutil.copytree(refitted, workdir)
+    for name in ("finetune", "control"):
+        path = workdir / name / "DONE.json"
+        done = json.loads(path.read_text())
+        done["validation"]["best"]["selection"] = 0.9 if name == best else 0.8
+        path.write_text(json.dumps(done))
+    other = {"finetune": "control", "control": "finetune"}[best]
+    os.utime(workdir / "refit" / best / "DONE.json", (1e9, 1e9))  # the other one finished later
+    image = [np.arange(20 * 24 * 3, dtype=np.uint8).reshape(20, 24, 3)]
+    again = fgvc_jax.load(workdir)
+    assert again.phase == workdir / "refit" / best
+    last = fgvc_jax.load(workdir / "refit" / best, which="last").predict(image)
+    np.testing.assert_array_equal(again.predict(image), last)
+    assert not np.array_equal(last, fgvc_jax.load(workdir, best).predict(image))  # other images
+    assert fgvc_jax.load(workdir / "refit").phase == again.phase
+    assert inference.find(workdir)[:2] == (again.phase, "last")
+    # By name it is the phase that was named.
+    assert fgvc_jax.load(workdir, other).phase == workdir / other
+    assert fgvc_jax.load(workdir, f"refit/{other}").phase == workdir / "refit" / other
+    assert not caplog.records
+
+    (workdir / "refit" / best / "DONE.json").unlink()
+    assert fgvc_jax.load(workdir).phase == workdir / best
+    assert f"refit/{best} is not finished; loaded is {workdir / best}" in caplog.text
+    with pytest.raises(UserError, match=f"refit/{best} is not finished.*load {workdir}, the run"):
+        fgvc_jax.load(workdir / "refit")
+    alone = tmp_path / "elsewhere" / "refit"
+    shutil.copytree(workdir / "refit", alone)
+    with pytest.raises(
+        UserError, match=r"no validation metrics to choose a phase by.*elsewhere/refit/"
+    ):
+        fgvc_jax.load(alone)
+
+
+def test_a_workdir_that_is_called_refit(refitted, tmp_path):
+    shutil.copytree(refitted, tmp_path / "refit", ignore=shutil.ignore_patterns("refit"))
+    assert fgvc_jax.load(tmp_path / "refit").phase.parent == tmp_path / "refit"
+
+
+def test_a_model_is_read_once(finished, monkeypatch, tmp_path):
+    reads = collections.Counter()
+    load = inference.load_specification
+
+    def count(path):
+        reads[path.parent.name] += 1
+        return load(path)
+
+    restored = []
+    restore = Checkpoints.restore_weights
+    monkeypatch.setattr(inference, "load_specification", count)
+    monkeypatch.setattr("fgvc_jax.model.load_specification", count)
+    monkeypatch.setattr(
+        Checkpoints, "restore_weights", lambda *a: (restored.append(1), restore(*a))[1]
+    )
+    fgvc_jax.load(finished)
+    assert reads == {"finetune": 1, "control": 1} and len(restored) == 1
+    to_timm(finished, tmp_path / "out")
+    assert reads == {"finetune": 2, "control": 2} and len(restored) == 2
+
+
+def test_stream_answers_every_image_in_order(finished, fresh, tmp_path):
+    files, found = fresh
+    (tmp_path / "bad.png").write_bytes(b"")
+    images = [*files[:2], tmp_path / "bad.png", np.zeros((4, 4), np.uint8), *files[2:]]
+    answers = list(fgvc_jax.load(finished, "finetune").stream(iter(images), batch=3))
+    assert all(a.image is image for a, image in zip(answers, images, strict=True))
+    assert [i for i, answer in enumerate(answers) if answer.error] == [2, 3]
+    assert answers[2].error == f"{tmp_path}/bad.png: cannot be read as an image: the file is empty"
+    assert answers[3].error.startswith("image 3 is uint8 (4, 4)")
+    assert answers[2].probabilities is None is answers[3].probabilities
+    good = np.stack([answer.probabilities for answer in answers if answer.error is None])
+    assert good.dtype == np.float32
+    np.testing.assert_allclose(good, found["probabilities"], rtol=0, atol=1e-6)
+    assert list(fgvc_jax.load(finished).stream([])) == []
+
+
+def test_stream_holds_a_few_batches_however_many_images(finished):
+    """Images come from a generator, which is never more than three batches ahead of the answers."""
+    given, ahead = 0, []
+
+    def images():
+        nonlocal given
+        for _ in range(40):
+            given += 1
+            yield np.zeros((8, 8, 3), np.uint8)
+
+    stream = fgvc_jax.load(finished).stream(images(), batch=2)
+    for taken, _ in enumerate(stream, 1):
+        ahead.append(given - taken)
+    assert given == 40 and max(ahead) <= 3 * 2
+    given = 0
+    stream = fgvc_jax.load(finished).stream(images(), batch=2)
+    next(stream)
+    stream.close()  # no thread is left behind
+    assert given <= 6
+
+
+def test_images_are_decoded_while_the_device_works(finished, monkeypatch):
+    """The device is not ready with the first batch of two until the third one has been decoded."""
+    classifier = fgvc_jax.load(finished)
+    step, decoded = classifier._step, threading.Semaphore(0)
+
+    class Slow:
+        def __init__(self, array):
+            self.array = array
+
+        def __array__(self, *_, **__):
+            for _ in range(6 if not waited else 0):
+                assert decoded.acquire(timeout=20), "nothing is decoded meanwhile"
+            waited.append(1)
+            return np.asarray(self.array)
+
+    def decode(path):
+        decoded.release()
+        return np.zeros((8, 8, 3), np.uint8)
+
+    waited = []
+    monkeypatch.setattr(inference, "read_image", decode)
+    monkeypatch.setattr(classifier, "_step", lambda *a: {k: Slow(v) for k, v in step(*a).items()})
+    assert classifier.predict(["x"] * 12, batch=2).shape == (12, 3) and len(waited) == 6
+
+
 def test_last_checkpoint(finished):
     assert fgvc_jax.load(finished, "finetune", "last").classes == CLASSES
 
@@ -153,10 +303,10 @@ def test_other_mistakes(finished, tmp_path):
         classifier.predict([])
     with pytest.raises(UserError, match=r"gone.png: cannot be read as an image: no such file"):
         classifier.predict([tmp_path / "gone.png"])
-    description = json.loads((finished / "finetune" / "model.json").read_text())
-    description |= {"method": "pairs", "method_arguments": {}}
+    specification = json.loads((finished / "finetune" / "model.json").read_text())
+    specification |= {"method": "pairs", "method_arguments": {}}
     (tmp_path / "pairs").mkdir()
-    (tmp_path / "pairs" / "model.json").write_text(json.dumps(description))
+    (tmp_path / "pairs" / "model.json").write_text(json.dumps(specification))
     with pytest.raises(UserError, match="'pairs' model, which does not give classes"):
         fgvc_jax.load(tmp_path, "pairs")
     with pytest.raises(UserError, match=r"no finished classifier in .*--workdir"):

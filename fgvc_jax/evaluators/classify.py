@@ -56,10 +56,7 @@ def final(scorer: Scorer, names: list[str]) -> dict:
     if section.rerank in scorer.run.results and pipeline in scores:
         name = f"{pipeline}, re-ranked"
         scores[name] = _rerank(scorer, scores[pipeline])
-        measured = {
-            split: _measure(scorer, found, split)
-            for split, found in scores[name].items()
-        }
+        measured = {split: _measure(scorer, found, split) for split, found in scores[name].items()}
         rows.append({"name": name} | measured)
     result = {"rows": rows}
     if pipeline in scores and control in scores:

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from fgvc_jax import inference
 from fgvc_jax.errors import UserError
-from fgvc_jax.model import Description, trained
+from fgvc_jax.model import Specification, restore
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.weights import TABLES, torch_axes
 from fgvc_jax.weights.tables import Layout
@@ -34,17 +34,17 @@ def to_timm(run: str | os.PathLike, out: str | os.PathLike, which: str = "best")
     out = Path(out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out={out} is there already; name a new or an empty folder.")
-    phase = inference.load(run, which=which).phase
-    description, module, weights = trained(phase, which, meshes.make())
-    layout = _layout(description, module)
+    phase, which, specification = inference.find(run, which=which)
+    module, weights = restore(specification, phase, which, meshes.make())
+    layout = _layout(specification, module)
 
     state = {}
-    for path, array in (weights["params"] | weights["stats"]).items():
+    for path, array in (weights["params"] | weights["batch_stats"]).items():
         part, _, inner = path.partition("/")
         last = {"kernel": "weight"}.get(inner, inner)
         key = layout.key(inner) if part == "backbone" else f"{layout.head}.{last}"
         state[key] = np.ascontiguousarray(torch_axes(inner, np.asarray(array)))
-    config = _config(description, module, layout)
+    config = _config(specification, module, layout)
 
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
@@ -52,40 +52,40 @@ def to_timm(run: str | os.PathLike, out: str | os.PathLike, which: str = "best")
     return phase
 
 
-def _layout(description: Description, module) -> Layout:
+def _layout(specification: Specification, module) -> Layout:
     """The names that timm has for the model's arrays; UserError where it has none."""
-    name = description.backbone
-    if description.method != "baseline":
+    name = specification.backbone
+    if specification.method != "baseline":
         raise UserError(
-            f"the model of method {description.method!r} is more than a backbone with one linear layer; "
+            f"the model of method {specification.method!r} is more than a backbone with one linear layer; "
             "timm has nothing to hold it. Train a phase with method 'baseline'."
         )
     table = TABLES[type(module.backbone)]
     layout = next((layout for layout in table.layouts if layout.head), None)
     if layout is None:
         raise UserError(f"timm's names for a trained {name} are not known here.")
-    for argument, value in description.backbone_arguments.items():
+    for argument, value in specification.backbone_arguments.items():
         if argument not in layout.arguments and argument != "remat":  # which changes no result
             raise UserError(f"timm's {name} cannot be made with {argument}={value!r}.")
     otherwise = layout.refuses(module.backbone, name)
     if otherwise:
         raise UserError(f"timm's {name} would compute something else: {otherwise}.")
-    if len(set(description.view.squash)) > 1:
+    if len(set(specification.view.squash)) > 1:
         raise UserError(
-            f"timm cannot squash images to {description.view.squash}, which is no square."
+            f"timm cannot squash images to {specification.view.squash}, which is no square."
         )
     return layout
 
 
-def _config(description: Description, module, layout: Layout) -> dict:
-    view = description.view
+def _config(specification: Specification, module, layout: Layout) -> dict:
+    view = specification.view
     resize, mode = (view.squash[0], "squash") if view.squash else (view.resize, "center")
-    arguments = description.backbone_arguments | {"image_size": view.size}
+    arguments = specification.backbone_arguments | {"image_size": view.size}
     return {
-        "architecture": description.backbone,
-        "num_classes": len(description.classes),
+        "architecture": specification.backbone,
+        "num_classes": len(specification.classes),
         "num_features": module.backbone.info.width,
-        "label_names": description.classes,
+        "label_names": specification.classes,
         "model_args": {
             layout.arguments[name]: value
             for name, value in arguments.items()
@@ -99,7 +99,7 @@ def _config(description: Description, module, layout: Layout) -> dict:
             "crop_mode": mode,
             "mean": view.mean,
             "std": view.std,
-            "num_classes": len(description.classes),
+            "num_classes": len(specification.classes),
             "classifier": layout.head,
         },
     }

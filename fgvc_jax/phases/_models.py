@@ -15,9 +15,8 @@ from fgvc_jax import backbones, model
 from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.errors import UserError
 from fgvc_jax.images.augment import View
-from fgvc_jax.images.batch import plain_views, random_views
+from fgvc_jax.images.batch import random_views
 from fgvc_jax.model import Specification
-from fgvc_jax.train import step as steps
 from fgvc_jax.train import tree
 from fgvc_jax.weights import load_pretrained, preprocessing_of
 
@@ -82,7 +81,7 @@ class Models:
 
     def predictor(self, static: tree.Static, random: bool = False) -> Callable:
         """The jitted forward pass of a module in eval mode; see `fgvc_jax.train.step.predict_step`."""
-        return predictor(static, self.mesh, self.view, dtype_of(self.config), random)
+        return model.predictor(static, self.mesh, self.view, dtype_of(self.config), random)
 
     def preprocess(self) -> Callable:
         """(keys, pixels, sizes) -> augmented images."""
@@ -91,20 +90,6 @@ class Models:
     def trained(self, phase: str, which: str) -> tuple[Specification, nnx.Module, dict]:
         """(specification, module in eval mode, {'params', 'batch_stats'} on the mesh) of a finished phase."""
         return model.trained(self.workdir / phase, which, self.mesh)
-
-
-@functools.cache  # so that phases with the same model share one compilation
-def predictor(
-    static: tree.Static, mesh: Mesh, view: View, dtype: jnp.dtype, random: bool = False
-) -> Callable:
-    """The jitted forward pass with the evaluation crop, or with images augmented as in training."""
-
-    def preprocess(keys, pixels, sizes):
-        if random:
-            return random_views(keys, pixels, sizes, view, dtype)
-        return plain_views(pixels, sizes, view, dtype)
-
-    return steps.predict_step(static, mesh, preprocess)
 
 
 def dtype_of(config: ConfigDict) -> jnp.dtype:

@@ -147,7 +147,7 @@ def test_predict_writes_a_row_for_each_image_of_files_and_folders(call, finished
     assert status == 0, err
     assert "4 images" in said and str(out) in said
     found = rows(out)
-    assert list(found[0]) == ["file", "class", "probability", "second", "margin"]
+    assert list(found[0]) == ["file", "class", "probability", "second", "margin", "error"]
     assert [Path(row["file"]) for row in found] == [
         single,
         tmp_path / "new" / "deep" / "er, with comma" / "0.png",
@@ -161,19 +161,65 @@ def test_predict_writes_a_row_for_each_image_of_files_and_folders(call, finished
         # The best of ten is at least a tenth, and both lie in what is left; 6 decimals are printed.
         assert 0.1 - 1e-6 <= first <= 1 and -1e-6 <= margin <= first + 1e-6
         assert first - margin <= 1 - first + 2e-6
+        assert row["error"] == ""
     assert not list(tmp_path.glob("*.partial"))
 
 
-@pytest.mark.parametrize("broken", [b"", b"not an image"])
-def test_predict_names_an_unreadable_file_and_leaves_the_old_csv(call, finished, tmp_path, broken):
-    fill(tmp_path / "new", {"a": 2})
-    (tmp_path / "new" / "a" / "9.jpg").write_bytes(broken)
+def test_predict_writes_every_file_and_the_reason_where_there_is_no_answer(
+    call, finished, tmp_path
+):
+    """A damaged image in the first, a middle and the last batch: the others keep their answers."""
+    fill(tmp_path / "new", {"a": 7})
     out = tmp_path / "preds.csv"
-    out.write_text("old\n")
-    status, _, err = call("predict", finished, tmp_path / "new", f"--out={out}")
-    assert status == 2 and "Traceback" not in err
-    assert err.startswith(f"error: {tmp_path}/new/a/9.jpg: cannot be read as an image")
-    assert out.read_text() == "old\n" and not list(tmp_path.glob("*.partial"))
+    assert call("predict", finished, tmp_path / "new", f"--out={out}")[0] == 0
+    expected = {row["file"]: row for row in rows(out)}
+    for name, content in (("00.jpg", b""), ("3a.png", b"not an image"), ("9.jpg", b"\xff\xd8\xff")):
+        (tmp_path / "new" / "a" / name).write_bytes(content)
+    status, said, err = call("predict", finished, tmp_path / "new", f"--out={out}", "--batch=3")
+    assert status == 3 and "Traceback" not in err
+    assert "3 of 10 images could not be read" in err and "7 images, classified by" in said
+    assert "predict  10/10  100%" in err
+    found = rows(out)
+    names = [
+        "0.png",
+        "00.jpg",
+        "1.png",
+        "2.png",
+        "3.png",
+        "3a.png",
+        "4.png",
+        "5.png",
+        "6.png",
+        "9.jpg",
+    ]
+    assert [Path(row["file"]).name for row in found] == names
+    for row in found:
+        if row["file"] in expected:
+            assert row["class"] == expected[row["file"]]["class"] and row["error"] == ""
+            # Other batches: the last bits of float32 sums, and 6 decimals are printed.
+            want = float(expected[row["file"]]["probability"])
+            assert float(row["probability"]) == pytest.approx(want, abs=3e-6)
+        else:
+            assert row["error"].startswith("cannot be read as an image: ")
+            assert {row[key] for key in ("class", "probability", "second", "margin")} == {""}
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_predict_without_any_readable_image(call, finished, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    status, _, err = call("predict", finished, tmp_path / "a.png", f"--out={tmp_path}/p.csv")
+    assert status == 3 and "1 of 1 images could not be read" in err
+    assert [row["error"] for row in rows(tmp_path / "p.csv")] == [
+        "cannot be read as an image: the file is empty"
+    ]
+
+
+def test_a_command_may_return_its_exit_status(monkeypatch):
+    from fgvc_jax.commands import predict
+
+    for returned, status in ((None, 0), (0, 0), (3, 3)):
+        monkeypatch.setattr(predict, "main", lambda returned=returned: returned)
+        assert cli.run("predict") == status
 
 
 def test_predict_refuses_what_is_not_there(call, finished, tmp_path):

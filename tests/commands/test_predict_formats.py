@@ -124,3 +124,18 @@ def test_what_cannot_be_told_is_refused(predict, finished, data, tmp_path):
     assert status == 0, err
     status, _, err = predict(finished[0], folder, "--group-name=x")
     assert status == 2 and "--group-name belongs to --format=competition" in err
+
+
+@pytest.mark.parametrize("form", ["competition", "kaggle"])
+def test_a_file_that_cannot_tell_why_an_image_is_missing_is_not_written(
+    predict, finished, data, tmp_path, form
+):
+    shutil.copytree(data / "test", tmp_path / "new")
+    for i in range(12):
+        (tmp_path / "new" / f"bad{i:02d}.jpg").write_bytes(b"no image")
+    (tmp_path / "out").write_text("old")
+    status, text, err = predict(finished[0], tmp_path / "new", f"--format={form}", "--batch=4")
+    assert (status, text) == (2, "old")
+    assert f"12 of 17 images cannot be read, and --format={form} has no place to say so" in err
+    assert f"{tmp_path}/new/bad09.jpg: cannot be read as an image" in err
+    assert "bad10.jpg" not in err and "and 2 more" in err and "--format=csv" in err

@@ -17,25 +17,25 @@ from fgvc_jax import backbones, cli
 from fgvc_jax.errors import UserError
 from fgvc_jax.export.timm import to_timm
 from fgvc_jax.images.augment import View
-from fgvc_jax.model import Description
+from fgvc_jax.model import Specification
 from fgvc_jax.train import tree
 from fgvc_jax.train.checkpoint import METRIC, Checkpoints
 from fgvc_jax.weights import load_pretrained
 
 CLASSES = ("käfer", "ant", "bee")
 VIEW = View(64, 73, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic")
-RESNET = Description("resnet18", "baseline", CLASSES, VIEW, 64)
+RESNET = Specification("resnet18", "baseline", CLASSES, VIEW, 64)
 RESNET = dataclasses.replace(RESNET, backbone_arguments={"depths": (1, 1, 1, 1)})
-VIT = Description("vit_tiny_patch16_224", "baseline", CLASSES, VIEW, 64)
+VIT = Specification("vit_tiny_patch16_224", "baseline", CLASSES, VIEW, 64)
 VIT = dataclasses.replace(VIT, backbone_arguments={"depth": 1, "width": 16, "heads": 2})
-SWIN = Description("swin_tiny_patch4_window7_224", "baseline", CLASSES, VIEW, 64)
+SWIN = Specification("swin_tiny_patch4_window7_224", "baseline", CLASSES, VIEW, 64)
 SWIN = dataclasses.replace(
     SWIN,
     backbone_arguments={"depths": (1, 1, 1, 1), "width": 8, "heads": (1, 1, 2, 2), "window": 2},
 )
-CONVNEXT = Description("convnext_tiny", "baseline", CLASSES, VIEW, 64)
+CONVNEXT = Specification("convnext_tiny", "baseline", CLASSES, VIEW, 64)
 CONVNEXT = dataclasses.replace(CONVNEXT, backbone_arguments={"depths": (1, 1, 1, 1)})
-EFFICIENTNET = Description("tf_efficientnet_b0", "baseline", CLASSES, VIEW, 64)
+EFFICIENTNET = Specification("tf_efficientnet_b0", "baseline", CLASSES, VIEW, 64)
 FAMILIES = {
     "resnet": RESNET,
     "vit": VIT,
@@ -45,9 +45,9 @@ FAMILIES = {
 }
 
 
-def finish(folder, description):
+def finish(folder, specification):
     """A training phase with random weights and statistics; returns the module and them."""
-    module = description.build(3)
+    module = specification.build(3)
     static, params, stats = tree.split(module)
     rng = np.random.default_rng(0)
 
@@ -58,7 +58,7 @@ def finish(folder, description):
 
     params, stats = noisy(params, -0.1, 0.1), noisy(stats, 0, 0.5)
     folder.mkdir(parents=True)
-    description.save(folder / "model.json")
+    specification.save(folder / "model.json")
     checkpoints = Checkpoints(folder / "checkpoints")
     checkpoints.save(1, {"params": params, "stats": stats, "step": jnp.int32(1)}, {METRIC: 0.5})
     checkpoints.close()
@@ -68,7 +68,7 @@ def finish(folder, description):
 
 @pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES)
 def exported(request, tmp_path_factory):
-    """(description, module, weights, folder of timm's files)."""
+    """(specification, module, weights, folder of timm's files)."""
     top = tmp_path_factory.mktemp("export")
     module, weights = finish(top / "run" / "finetune", request.param)
     assert to_timm(top / "run", top / "out") == top / "run" / "finetune"
@@ -106,9 +106,9 @@ def test_timm_computes_the_same(exported, timm):
 
 
 def test_it_comes_back_bit_for_bit(exported):
-    description, _, weights, out = exported
+    specification, _, weights, out = exported
     backbone = backbones.create(
-        description.backbone, image_size=64, rngs=nnx.Rngs(9), **description.backbone_arguments
+        specification.backbone, image_size=64, rngs=nnx.Rngs(9), **specification.backbone_arguments
     )
     _, report = load_pretrained(backbone, str(out))
     _, params, stats = tree.split(backbone)
@@ -137,7 +137,7 @@ def test_timm_resizes_to_the_same_side(size):
 
 
 @pytest.mark.parametrize(
-    ("description", "reason"),
+    ("specification", "reason"),
     [
         (dataclasses.replace(VIT, method="pairs"), "'pairs' model, which does not give classes"),
         (
@@ -150,8 +150,8 @@ def test_timm_resizes_to_the_same_side(size):
         ),
     ],
 )
-def test_what_timm_has_no_model_for(description, reason, tmp_path):
-    finish(tmp_path / "finetune", description)
+def test_what_timm_has_no_model_for(specification, reason, tmp_path):
+    finish(tmp_path / "finetune", specification)
     with pytest.raises(UserError, match=reason):
         to_timm(tmp_path / "finetune", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -195,8 +195,8 @@ def test_the_export_command(exported, tmp_path, monkeypatch, capsys):
 def test_the_weights_command(tmp_path, monkeypatch, capsys):
     from safetensors.numpy import save_file
 
-    description = dataclasses.replace(RESNET, backbone_arguments={})
-    finish(tmp_path / "run", description)
+    specification = dataclasses.replace(RESNET, backbone_arguments={})
+    finish(tmp_path / "run", specification)
     to_timm(tmp_path / "run", tmp_path / "out")
     monkeypatch.setattr(backbones, "FAMILIES", (backbones.vit, backbones.resnet))
     monkeypatch.setattr(
