@@ -12,7 +12,7 @@ from fgvc_jax import inference
 from fgvc_jax.errors import UserError
 from fgvc_jax.model import Description, trained
 from fgvc_jax.train import mesh as meshes
-from fgvc_jax.weights import TABLES, torch_axes
+from fgvc_jax.weights import TABLES, refusal, torch_axes
 from fgvc_jax.weights.tables import Layout
 
 
@@ -64,11 +64,14 @@ def _layout(description: Description, module) -> Layout:
     layout = next((layout for layout in table.layouts if layout.head), None)
     if layout is None:
         raise UserError(f"timm's names for a trained {name} are not known here.")
+    known = (
+        layout.arguments.keys() | layout.wants(name).keys() | {"remat"}
+    )  # which changes no result
     for argument, value in description.backbone_arguments.items():
-        if argument not in layout.arguments and argument != "remat":  # which changes no result
+        if argument not in known:
             raise UserError(f"timm's {name} cannot be made with {argument}={value!r}.")
-    otherwise = layout.refuses(module.backbone, name)
-    if otherwise:
+    otherwise = refusal(layout, module.backbone, name)
+    if otherwise and not layout.agrees(module.backbone):
         raise UserError(f"timm's {name} would compute something else: {otherwise}.")
     if len(set(description.view.squash)) > 1:
         raise UserError(
