@@ -100,7 +100,7 @@ def test_a_new_key_at_its_default_leaves_finished_phases_and_old_workdirs(
 ):
     """As if this version had brought a key to every room of the config."""
     folder, results = finished
-    usual, section, base = train.Phase.defaults, phases.section, configs.base
+    usual, base = train.Phase.defaults, configs.base
 
     def defaults():
         found = usual()

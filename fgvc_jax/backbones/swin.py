@@ -1,4 +1,4 @@
-"""Swin Transformer (Liu et al. 2021, arXiv 2103.14030), version 1, as in timm."""
+"""Swin Transformer (Liu et al. 2021, arXiv 2103.14030), version 1, as in timm or as in torchvision."""
 
 import math
 from collections.abc import Sequence
@@ -19,11 +19,12 @@ from fgvc_jax.backbones.features import (
     Tap,
 )
 from fgvc_jax.backbones.vit import Attention, Mlp
-from fgvc_jax.errors import UserError
+from fgvc_jax.errors import UserError, choose
 from fgvc_jax.layers import remat as checkpointing
 from fgvc_jax.layers.initializers import normal
 
 PATCH = 4
+CONVENTIONS = ("timm", "torchvision")
 
 
 def _norm(width: int, **kw):
@@ -36,17 +37,25 @@ def _pad(x_BHWC, rows: int, columns: int):
     return jnp.pad(x_BHWC, ((0, 0), (0, below), (0, right), (0, 0)))
 
 
-def resize_bias_table(table_RH: jax.Array, window: int) -> jax.Array:
-    """Relative position biases of one window size for another, [(2 v - 1)^2, heads] -> [(2 w - 1)^2, heads].
+def resize_bias_table(table_RH: jax.Array, window: tuple[int, int]) -> jax.Array:
+    """Relative position biases of a square window for another window (height, width).
 
-    As timm: the given biases are taken to stand at distances that grow geometrically from the
-    centre (ratio between 1.01 and 1.5, by bisection to 1e-6) so far that they reach the ends of the
-    new table, and between them goes linear interpolation. A table of the right size is returned as
-    it is.
+    [(2 v - 1)^2, heads] -> [(2 height - 1) * (2 width - 1), heads]. As timm: on each axis the given
+    biases are taken to stand at distances that grow geometrically from the centre (ratio between
+    1.01 and 1.5, by bisection to 1e-6) so far that they reach the ends of the new table, and between
+    them goes linear interpolation. A table of the right size is returned as it is.
     """
-    side, wanted = math.isqrt(table_RH.shape[0]), 2 * window - 1
-    if side == wanted:
+    side, wanted = math.isqrt(table_RH.shape[0]), [2 * length - 1 for length in window]
+    if [side, side] == wanted:
         return table_RH
+    down, across = (jnp.asarray(_interpolation(side, n), table_RH.dtype) for n in wanted)
+    table = table_RH.reshape(side, side, -1)
+    table = jnp.einsum("ai,bj,ijh->abh", down, across, table, precision="highest")
+    return table.reshape(math.prod(wanted), -1)
+
+
+def _interpolation(side: int, wanted: int) -> np.ndarray:
+    """Weights of the `side` given biases of one axis for the `wanted` ones, [wanted, side]."""
     low, high = 1.01, 1.5
     while high - low > 1e-6:
         ratio = (low + high) / 2
@@ -57,18 +66,15 @@ def resize_bias_table(table_RH: jax.Array, window: int) -> jax.Array:
     distances = np.cumsum(ratio ** np.arange(side // 2))
     places = np.concatenate([-distances[::-1], [0.0], distances])
     targets = np.arange(wanted) - wanted // 2
-    weights = np.stack([np.interp(targets, places, unit) for unit in np.eye(side)], axis=1)
-    weights = jnp.asarray(weights, table_RH.dtype)
-    table = table_RH.reshape(side, side, -1)
-    table = jnp.einsum("ai,bj,ijh->abh", weights, weights, table, precision="highest")
-    return table.reshape(wanted**2, -1)
+    return np.stack([np.interp(targets, places, unit) for unit in np.eye(side)], axis=1)
 
 
-def _relative_positions(window: int) -> np.ndarray:
-    """Row of the table for every query and key of a window, [N, N] with N = window^2."""
-    y, x = np.divmod(np.arange(window**2), window)
-    dy, dx = (a[:, None] - a[None, :] + window - 1 for a in (y, x))
-    return dy * (2 * window - 1) + dx
+def _relative_positions(height: int, width: int) -> np.ndarray:
+    """Row of the table for every query and key of a window, [N, N] with N = height * width."""
+    y, x = np.divmod(np.arange(height * width), width)
+    dy = y[:, None] - y[None, :] + height - 1
+    dx = x[:, None] - x[None, :] + width - 1
+    return dy * (2 * width - 1) + dx
 
 
 def _regions(length: int, window: int, shift: int) -> np.ndarray:
@@ -80,56 +86,77 @@ def _regions(length: int, window: int, shift: int) -> np.ndarray:
 class WindowAttention(Attention):
     """Attention within windows, with a learnt bias for every relative position.
 
-    On an axis where the map is no larger than the window nothing is shifted. Otherwise a shifted
-    map is rolled by half a window, and cells that became neighbours only by that do not attend to
-    each other. Maps are padded to multiples of the window after the roll, and the zeros take part
-    as tokens: both as in timm. torchvision pads before it rolls, which differs in a shifted block
-    whose map is no multiple of the window.
+    A shifted map is rolled by half a window, and cells that became neighbours only by that do not
+    attend to each other. Maps are padded with zeros to multiples of the window, and the zeros take
+    part as tokens.
+
+    Args:
+      window: (height, width) in cells.
+      shift: (down, across) in cells, by which the map is rolled; 0 on an axis without a shift.
+      pad_first: pad the map before it is rolled, and shift no axis that one window covers (torchvision);
+        else roll it, then pad it (timm).
     """
 
-    def __init__(self, width: int, heads: int, window: int, shifted: bool, **kw):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        window: tuple[int, int],
+        shift: tuple[int, int],
+        pad_first: bool,
+        **kw,
+    ):
         super().__init__(width, heads, **kw)
         self.window = window
-        self.shifted = shifted
+        self.shift = shift
+        self.pad_first = pad_first
+        rows = math.prod(2 * length - 1 for length in window)
         self.relative_position_bias_table = nnx.Param(
-            normal(0.02)(kw["rngs"].params(), ((2 * window - 1) ** 2, heads), kw["param_dtype"])
+            normal(0.02)(kw["rngs"].params(), (rows, heads), kw["param_dtype"])
         )
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        (_, height, width, channels), window = x_BHWC.shape, self.window
-        shift = tuple(
-            window // 2 if self.shifted and length > window else 0 for length in (height, width)
-        )
-        x = _pad(jnp.roll(x_BHWC, (-shift[0], -shift[1]), (1, 2)), window, window)
+        height, width, channels = x_BHWC.shape[1:]
+        window, shift = self.window, self.shift
+        if self.pad_first:
+            x = _pad(x_BHWC, *window)
+            shift = tuple(
+                0 if length <= side else by
+                for length, side, by in zip(x.shape[1:3], window, shift, strict=True)
+            )
+            x = jnp.roll(x, (-shift[0], -shift[1]), (1, 2))
+        else:
+            x = _pad(jnp.roll(x_BHWC, (-shift[0], -shift[1]), (1, 2)), *window)
         batch, padded_height, padded_width, _ = padded = x.shape
-        rows, columns = padded_height // window, padded_width // window
+        rows, columns = padded_height // window[0], padded_width // window[1]
 
         def to_windows(x_BHWC):
-            x = x_BHWC.reshape(-1, rows, window, columns, window, x_BHWC.shape[-1])
-            return x.swapaxes(2, 3).reshape(-1, rows * columns, window**2, x_BHWC.shape[-1])
+            x = x_BHWC.reshape(-1, rows, window[0], columns, window[1], x_BHWC.shape[-1])
+            return x.swapaxes(2, 3).reshape(-1, rows * columns, math.prod(window), x.shape[-1])
 
         table = self.relative_position_bias_table[...]
-        bias = table[_relative_positions(window)].transpose(2, 0, 1)  # [heads, N, N]
+        bias = table[_relative_positions(*window)].transpose(2, 0, 1)  # [heads, N, N]
         bias = bias.astype(jnp.promote_types(bias.dtype, jnp.float32))
         if any(shift):
-            down = _regions(padded_height, window, shift[0])
-            across = _regions(padded_width, window, shift[1])
+            down = _regions(padded_height, window[0], shift[0])
+            across = _regions(padded_width, window[1], shift[1])
             regions = to_windows((3 * down[:, None] + across)[None, :, :, None])[0, :, :, 0]
             apart = jnp.asarray(regions)[:, None, :, None] != jnp.asarray(regions)[:, None, None, :]
             bias = jnp.where(apart, bias - 100, bias)  # [windows, heads, N, N]
 
         y = super().__call__(to_windows(x), bias)
-        y = y.reshape(batch, rows, columns, window, window, channels).swapaxes(2, 3)
-        y = y.reshape(padded)[:, :height, :width]
-        return jnp.roll(y, shift, (1, 2))
+        y = y.reshape(batch, rows, columns, *window, channels).swapaxes(2, 3).reshape(padded)
+        if self.pad_first:
+            return jnp.roll(y, shift, (1, 2))[:, :height, :width]
+        return jnp.roll(y[:, :height, :width], shift, (1, 2))
 
 
 class Block(nnx.Module):
     """Pre-norm transformer block on a map."""
 
-    def __init__(self, width: int, heads: int, window: int, shifted: bool, **kw):
+    def __init__(self, width: int, heads: int, window, shift, pad_first: bool, **kw):
         self.norm1 = _norm(width, **kw)
-        self.attn = WindowAttention(width, heads, window, shifted, **kw)
+        self.attn = WindowAttention(width, heads, window, shift, pad_first, **kw)
         self.norm2 = _norm(width, **kw)
         self.mlp = Mlp(width, 4 * width, **kw)
 
@@ -157,12 +184,34 @@ class PatchMerging(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Patch merging, except in the first stage, and blocks whose windows are shifted in every second."""
+    """Patch merging, except in the first stage, and blocks whose windows are shifted in every second.
 
-    def __init__(self, width: int, depth: int, heads: int, window: int, merge: bool, **kw):
+    Args:
+      window: side of the windows in cells.
+      size: (height, width) of the map, for images of the size that the net is made for.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        window: int,
+        size: tuple[int, int],
+        convention: str,
+        merge: bool,
+        **kw,
+    ):
         self.downsample = PatchMerging(width // 2, **kw) if merge else None
+        pad_first = convention == "torchvision"
+        windows = (window, window) if pad_first else tuple(min(window, n) for n in size)
+        # timm shifts by half of the window that was asked for, where the map is larger than the window.
+        shift = tuple(window // 2 if pad_first or n > window else 0 for n in size)
         self.blocks = nnx.List(
-            [Block(width, heads, window, shifted=i % 2 == 1, **kw) for i in range(depth)]
+            [
+                Block(width, heads, windows, shift if i % 2 else (0, 0), pad_first, **kw)
+                for i in range(depth)
+            ]
         )
 
 
@@ -177,10 +226,15 @@ class Swin(nnx.Module):
       depths: blocks in each of the four stages.
       width: channels of the first stage; they double with each stage.
       heads: attention heads in each of the four stages.
-      window: side of a window in cells. In stages whose map is smaller for images of `image_size`,
-        it is that map's side, as in timm. (torchvision pads such a map instead.)
-      image_size: side in pixels, a multiple of 4. Images of another size (any multiple) are taken
-        too, in the same windows.
+      window: side of a window in cells.
+      convention: how a map that is no multiple of the window is treated; the weights of a library
+        want its own. 'timm' (and Microsoft's code): windows shrink to the maps that images of
+        `image_size` give, an axis is shifted where that map is larger than the window, and the map
+        is rolled, then padded. 'torchvision': windows keep their size, the map is padded, then
+        rolled, and an axis is shifted where the padded map is larger than the window. Where every
+        map is a multiple of the window, both compute the same.
+      image_size: side in pixels, or (height, width), multiples of 4. Images of another size (any
+        multiples) are taken too, in the same windows.
       remat: compute each block again for the gradient, instead of keeping what is inside.
     """
 
@@ -192,7 +246,8 @@ class Swin(nnx.Module):
         width: int,
         heads: Sequence[int],
         window: int,
-        image_size: int,
+        image_size: int | tuple[int, int],
+        convention: str,
         crop_fraction: float = 0.9,
         remat: bool = False,
         dtype=jnp.float32,
@@ -202,6 +257,8 @@ class Swin(nnx.Module):
         kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.dtype = dtype
         self.remat = remat
+        self.convention = convention
+        sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         self.patch_embed = nnx.Conv(
             3,
             width,
@@ -213,12 +270,14 @@ class Swin(nnx.Module):
             **kw,
         )
         self.patch_norm = _norm(width, **kw)
+        self.conventions_agree = True  # for images of image_size
         stages, taps = [], []
         for i, depth in enumerate(depths):
             stride = PATCH * 2**i
-            side = -(-image_size // stride)
+            size = tuple(-(-side // stride) for side in sides)
+            self.conventions_agree &= not any(length % window for length in size)
             channels = width * 2**i
-            stages.append(Stage(channels, depth, heads[i], min(window, side), i > 0, **kw))
+            stages.append(Stage(channels, depth, heads[i], window, size, convention, i > 0, **kw))
             names = [*(f"layer{i + 1}/{block}" for block in range(depth - 1)), f"layer{i + 1}"]
             taps += [Tap(tap, channels, stride) for tap in names]
         self.layers = nnx.List(stages)
@@ -231,7 +290,7 @@ class Swin(nnx.Module):
             cam_tap="layer4",
             width=channels,
             preprocessing=Preprocessing(
-                image_size, IMAGENET_MEAN, IMAGENET_STD, crop_fraction, "bicubic"
+                max(sides), IMAGENET_MEAN, IMAGENET_STD, crop_fraction, "bicubic"
             ),
         )
 
@@ -274,8 +333,8 @@ TINY = {"width": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)}
 SMALL = {"width": 96, "depths": (2, 2, 18, 2), "heads": (3, 6, 12, 24)}
 BASE = {"width": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32)}
 LARGE = {"width": 192, "depths": (2, 2, 18, 2), "heads": (6, 12, 24, 48)}
-AT_224 = {"window": 7, "image_size": 224}
-AT_384 = {"window": 12, "image_size": 384, "crop_fraction": 1.0}
+AT_224 = {"window": 7, "convention": "timm", "image_size": 224}
+AT_384 = {"window": 12, "convention": "timm", "image_size": 384, "crop_fraction": 1.0}
 VARIANTS = {
     "swin_tiny_patch4_window7_224": TINY | AT_224,
     "swin_small_patch4_window7_224": SMALL | AT_224,
@@ -284,15 +343,17 @@ VARIANTS = {
     "swin_large_patch4_window7_224": LARGE | AT_224,
     "swin_large_patch4_window12_384": LARGE | AT_384,
 }
-ARGUMENTS = ("width", "depths", "heads", "window")
+ARGUMENTS = ("width", "depths", "heads", "window", "convention")
 
 
-def create(name: str, *, image_size: int | None = None, **arguments) -> Swin:
+def create(name: str, *, image_size: int | tuple[int, int] | None = None, **arguments) -> Swin:
     """The named Swin Transformer; `arguments` as in `Swin`."""
     arguments = VARIANTS[name] | arguments
     if image_size is not None:
         arguments["image_size"] = image_size
-    check_size(name, arguments["image_size"], arguments["image_size"])
+    sides = arguments["image_size"]
+    check_size(name, *((sides, sides) if isinstance(sides, int) else sides))
+    choose(arguments["convention"], CONVENTIONS, f"{name}: convention")
     width, depths, heads = arguments["width"], arguments["depths"], arguments["heads"]
     if len(depths) != 4 or min(depths) < 1:
         raise UserError(f"{name}: depths={depths} must be four numbers of blocks, each at least 1.")

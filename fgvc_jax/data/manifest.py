@@ -157,3 +157,7 @@ def digest_saved(path: str | os.PathLike) -> str:
 def _digest(classes: list[str], splits: dict, ids: list[str]) -> str:
     content = [classes, sorted(splits.items())] + ([ids] if ids else [])
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def check_classification(manifest):
+    pass

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from fgvc_jax import inference
+from fgvc_jax import backbones, inference
 from fgvc_jax.errors import UserError
 from fgvc_jax.model import Specification, restore
 from fgvc_jax.train import mesh as meshes
-from fgvc_jax.weights import TABLES, torch_axes
+from fgvc_jax.weights import TABLES, refusal, torch_axes
 from fgvc_jax.weights.tables import Layout
 
 
@@ -64,11 +64,14 @@ def _layout(specification: Specification, module) -> Layout:
     layout = next((layout for layout in table.layouts if layout.head), None)
     if layout is None:
         raise UserError(f"timm's names for a trained {name} are not known here.")
+    known = layout.arguments.keys() | layout.wants(name).keys()
+    usual = backbones.arguments(name)
     for argument, value in specification.backbone_arguments.items():
-        if argument not in layout.arguments and argument != "remat":  # which changes no result
+        value = tuple(value) if isinstance(value, list) else value  # as JSON has it
+        if argument not in known and value != usual.get(argument):
             raise UserError(f"timm's {name} cannot be made with {argument}={value!r}.")
-    otherwise = layout.refuses(module.backbone, name)
-    if otherwise:
+    otherwise = refusal(layout, module.backbone, name)
+    if otherwise and not layout.agrees(module.backbone):
         raise UserError(f"timm's {name} would compute something else: {otherwise}.")
     if len(set(specification.view.squash)) > 1:
         raise UserError(

@@ -27,6 +27,6 @@ def explained(where: str, batch: int) -> Iterator[None]:
         said = text.strip().splitlines()[0][:200] if text.strip() else "out of memory"
         raise UserError(
             f"{where} = {batch:,} does not fit into memory ({said}). Lower {where}; or keep it and compute "
-            "it in parts (accumulate=2, 4, ...), set config.model.remat=True, lower config.image.size, or split "
-            "the parameters over devices (config.devices.fsdp)."
+            "it in parts (accumulate=2, 4, ...), set config.model.remat=True, lower config.image.size, or "
+            "split the parameters over devices (config.devices.fsdp)."
         ) from None

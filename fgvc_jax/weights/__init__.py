@@ -73,8 +73,9 @@ def load_pretrained(
     arrays = {}
     for ours, key in report.used.items():
         array = _axes(ours, _values(entries[key], key, published.path))
-        if array.shape != shapes[ours]:
-            array = table.resize(ours, array.shape, shapes[ours])(jnp.asarray(array, jnp.float32))
+        if ours in report.resized:
+            fit = table.resize(module, ours, array.shape, shapes[ours])
+            array = fit(jnp.asarray(array, jnp.float32))
         arrays[ours] = jnp.asarray(array, variables[ours].get_raw_value().dtype)
 
     for ours, array in arrays.items():
@@ -145,9 +146,25 @@ def match(module: nnx.Module, weights: StateDict) -> tuple[Report, dict[str, Ent
     report.ignored = list(weights.ignored)
     report.licence, report.architecture = published.licence, published.architecture
     report.remark = published.remark
-    report.refused = layout.refuses(module, published.architecture or published.path.name)
-    _place(report, entries, _shapes(module), table, layout)
+    report.refused = refusal(layout, module, published.architecture or published.path.name)
+    _place(report, entries, module, table, layout)
     return report, entries, layout
+
+
+def refusal(layout: Layout, module: nnx.Module, file: str) -> str:
+    """Why a backbone would not compute with the weights of a layout as their library does; '' = it would."""
+    name = module.info.name
+    different = {
+        argument: value
+        for argument, value in layout.wants(name).items()
+        if getattr(module, argument) != value
+    }
+    others = [
+        f"these weights want {argument}={value}, the backbone was made with "
+        f"{getattr(module, argument)}; give it the argument {argument}={value}"
+        for argument, value in different.items()
+    ]
+    return layout.refuses(module, file) or "; ".join(others)
 
 
 def _shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
@@ -198,8 +215,9 @@ def _layout(table: Table, entries: dict[str, Entry], name: str, path: Path) -> L
     )
 
 
-def _place(report: Report, entries, shapes, table: Table, layout: Layout) -> None:
+def _place(report: Report, entries, module: nnx.Module, table: Table, layout: Layout) -> None:
     """Puts every key of the file and every array of the backbone into its place of the report."""
+    shapes = _shapes(module)
     keys = {ours: layout.key(ours) for ours in shapes}
     places = set(keys.values())
     for key, entry in entries.items():
@@ -216,20 +234,20 @@ def _place(report: Report, entries, shapes, table: Table, layout: Layout) -> Non
         there = entries[key].shape if key in entries else None
         if there is None:
             report.missing[ours] = (key, here)
-        elif there == here:
-            report.used[ours] = key
-        elif table.resize(ours, there, here):
+        elif table.resize(module, ours, there, here):
             report.used[ours] = key
             report.resized.append(ours)
+        elif there == here:
+            report.used[ours] = key
         else:
             report.misshaped[ours] = (key, there, here)
 
 
 def _insist(report: Report, allow: Sequence[str]) -> None:
     """Raises where something that is not allowed to differ differs."""
-    if report.refused:
-        raise UserError(f"{report.source} does not fit {report.backbone}: {report.refused}.")
     if all(any(re.fullmatch(pattern, path) for pattern in allow) for path in report.different):
+        if report.refused:
+            raise UserError(f"{report.source} does not fit {report.backbone}: {report.refused}.")
         return
     raise UserError(
         "\n".join(

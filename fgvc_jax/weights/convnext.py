@@ -66,5 +66,4 @@ TABLE = Table(
         ),
         Layout("torchvision", "features.0.0.weight", _torchvision, translate=_flat_scales),
     ),
-    resize=lambda path, there, here: None,
 )

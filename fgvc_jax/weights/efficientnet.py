@@ -52,7 +52,7 @@ def _torchvision_refuses(backbone, file: str) -> str:
             f"torchvision's weights want symmetric padding, {name} pads as TensorFlow does: "
             f"name the backbone {name.removeprefix('tf_')}"
         )
-    return _other_eps(backbone, 1e-5 if int(name[-1]) < 5 else 1e-3)
+    return ""
 
 
 def _timm_refuses(backbone, file: str) -> str:
@@ -63,22 +63,33 @@ def _timm_refuses(backbone, file: str) -> str:
             f"it is called {file}, and those weights want the padding of {other}, which is another "
             f"at stride 2: name the backbone {other}"
         )
-    return _other_eps(backbone, 1e-3 if tensorflow else 1e-5)
+    return ""
 
 
-def _other_eps(backbone, eps: float) -> str:
-    if backbone.eps == eps:
-        return ""
-    return (
-        f"its weights want BatchNorm with eps={eps:g}, the backbone was made with {backbone.eps:g}; "
-        f"give it the argument eps={eps:g}"
-    )
+def _torchvision_wants(name: str) -> dict[str, float]:
+    return {"eps": 1e-5 if int(name[-1]) < 5 else 1e-3}
+
+
+def _timm_wants(name: str) -> dict[str, float]:
+    return {"eps": 1e-3 if name.startswith("tf_") else 1e-5}
 
 
 TABLE = Table(
     layouts=(
-        Layout("torchvision", "features.0.0.weight", _torchvision, refuses=_torchvision_refuses),
-        Layout("timm", "conv_stem.weight", _timm, refuses=_timm_refuses, head="classifier"),
+        Layout(
+            "torchvision",
+            "features.0.0.weight",
+            _torchvision,
+            wants=_torchvision_wants,
+            refuses=_torchvision_refuses,
+        ),
+        Layout(
+            "timm",
+            "conv_stem.weight",
+            _timm,
+            wants=_timm_wants,
+            refuses=_timm_refuses,
+            head="classifier",
+        ),
     ),
-    resize=lambda path, there, here: None,
 )

@@ -41,5 +41,4 @@ TABLE = Table(
             arguments={"depths": "layers"},
         ),
     ),
-    resize=lambda path, there, here: None,
 )

@@ -47,20 +47,36 @@ def _without_buffers(entries: dict[str, Entry]) -> dict[str, Entry]:
     return {key: entry for key, entry in entries.items() if not key.endswith(constants)}
 
 
-def _resize(path: str, there: tuple[int, ...], here: tuple[int, ...]):
-    """For the relative position biases of one window, to be used in another."""
+def _resize(backbone, path: str, there: tuple[int, ...], here: tuple[int, ...]):
+    """For the relative position biases of one window, to be used in another.
+
+    A table whose length is a square is taken for that of a square window, as in timm.
+    """
     if not path.endswith("relative_position_bias_table") or len(there) != 2 or there[1] != here[1]:
         return None
     side = math.isqrt(there[0])
     if side**2 != there[0] or side % 2 == 0:
         return None
-    return functools.partial(resize_bias_table, window=(math.isqrt(here[0]) + 1) // 2)
+    _, stage, _, block, *_ = path.split("/")
+    window = backbone.layers[int(stage)].blocks[int(block)].attn.window
+    if window == ((side + 1) // 2, (side + 1) // 2):
+        return None
+    return functools.partial(resize_bias_table, window=window)
+
+
+def _timm_wants(name: str) -> dict[str, str]:
+    return {"convention": "timm"}
 
 
 def _torchvision_layout(short_side: int, when) -> Layout:
-    preprocessing = {"crop_fraction": 224 / short_side}
     return Layout(
-        "torchvision", "features.0.0.weight", _torchvision, preprocessing, when, _without_buffers
+        "torchvision",
+        "features.0.0.weight",
+        _torchvision,
+        {"crop_fraction": 224 / short_side},
+        when,
+        _without_buffers,
+        wants=lambda name: {"convention": "torchvision"},
     )
 
 
@@ -71,12 +87,15 @@ TABLE = Table(
             "layers.0.downsample.reduction.weight",
             _microsoft,
             translate=_without_buffers,
+            wants=_timm_wants,
         ),
         Layout(
             "timm",
             "patch_embed.proj.weight",
             _timm,
             translate=_without_buffers,
+            wants=_timm_wants,
+            agrees=lambda backbone: backbone.conventions_agree,
             head="head.fc",
             arguments={
                 "image_size": "img_size",

@@ -33,8 +33,11 @@ class Layout(NamedTuple):
       translate: for files that are not one array for one of ours (split q, k, v; other axes): the
         entries of the file -> entries as torch would hold them, to which `key` then refers. What it
         does not know it passes on, so that the report lists it.
-      refuses: (backbone, what the file is called) -> why these weights would compute other numbers in
-        it, '' where they would not. Paddings and epsilons, which no array shows.
+      wants: name of the backbone -> those of its arguments, with which it computes as this library
+        does and which no array shows: epsilons, paddings.
+      agrees: backbone -> whether it computes the same at its own image size whatever they are.
+      refuses: (backbone, what the file is called) -> why another backbone has to be named for these
+        weights, '' where none has.
       head: the classifier's module in the file, 'fc' of 'fc.weight'; '' = not exported in this layout.
       arguments: an argument of our backbone, 'depths', -> timm's of `create_model`, 'layers', for export.
     """
@@ -45,6 +48,8 @@ class Layout(NamedTuple):
     preprocessing: dict[str, Any] = {}  # noqa: RUF012
     when: Callable[[dict[str, Entry]], bool] = lambda entries: True
     translate: Callable[[dict[str, Entry]], dict[str, Entry]] | None = None
+    wants: Callable[[str], dict[str, Any]] = lambda name: {}
+    agrees: Callable[[nnx.Module], bool] = lambda backbone: False
     refuses: Callable[[nnx.Module, str], str] = lambda backbone, name: ""
     head: str = ""
     arguments: dict[str, str] = {}  # noqa: RUF012
@@ -55,12 +60,14 @@ class Table(NamedTuple):
 
     Attributes:
       layouts: the namings that are known.
-      resize: (path of ours, shape there, shape here) -> the function that fits the array, None
-        where there is none.
+      resize: (backbone, path of ours, shape there, shape here) -> the function that fits the array,
+        None where it fits as it is and where there is none.
       old_names: (pattern, replacement) of keys that earlier versions of a library wrote
         differently.
     """
 
     layouts: tuple[Layout, ...]
-    resize: Callable[[str, Shape, Shape], Callable[[jax.Array], jax.Array] | None]
+    resize: Callable[[nnx.Module, str, Shape, Shape], Callable[[jax.Array], jax.Array] | None] = (
+        lambda backbone, path, there, here: None
+    )
     old_names: tuple[tuple[str, str], ...] = ()

@@ -165,9 +165,11 @@ def _joined(parts: list[Entry], axis: int = 0) -> Entry:
     )
 
 
-def _resize(path: str, there: tuple[int, ...], here: tuple[int, ...]):
+def _resize(backbone, path: str, there: tuple[int, ...], here: tuple[int, ...]):
     """For the position embedding of one square grid of patches, to be used on another."""
     if path != "pos_embed" or len(there) != 3 or (there[0], there[2]) != (here[0], here[2]):
+        return None
+    if there == here:
         return None
     token = here[1] - math.isqrt(here[1]) ** 2  # 1 with a row for the class token, else 0
     if there[1] <= token or math.isqrt(there[1] - token) ** 2 != there[1] - token:

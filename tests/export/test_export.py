@@ -157,6 +157,34 @@ def test_what_timm_has_no_model_for(specification, reason, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_padding_of_torchvisions_swin(timm, tmp_path):
+    """It goes to timm where both libraries compute alike, as with maps of 16, 8, 4 and 2 cells here."""
+    arguments = SWIN.backbone_arguments | {"convention": "torchvision"}
+    description = dataclasses.replace(SWIN, backbone_arguments=arguments)
+    finish(tmp_path / "run", description)
+    to_timm(tmp_path / "run", tmp_path / "out")
+    assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    other = dataclasses.replace(description, backbone_arguments=arguments | {"window": 3})
+    finish(tmp_path / "other", other)
+    with pytest.raises(UserError, match=r"compute something else.*convention=timm"):
+        to_timm(tmp_path / "other", tmp_path / "no")
+
+
+def test_an_epsilon_that_timm_has_too():
+    from fgvc_jax.export.timm import _layout
+
+    for eps, refused in ((1e-5, False), (1e-3, True)):
+        description = dataclasses.replace(
+            EFFICIENTNET, backbone="efficientnet_b5", backbone_arguments={"eps": eps}
+        )
+        module = nnx.eval_shape(description.build)
+        if refused:
+            with pytest.raises(UserError, match=r"compute something else.*eps=1e-05"):
+                _layout(description, module)
+        else:
+            _layout(description, module)
+
+
 def test_squashed_images(tmp_path):
     finish(tmp_path / "run", dataclasses.replace(VIT, view=VIEW._replace(squash=(75, 75))))
     to_timm(tmp_path / "run", tmp_path / "out")

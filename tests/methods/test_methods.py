@@ -117,7 +117,7 @@ def test_a_training_update_of_pairs_is_torchs(x64, joint):
 
     def loss(params):
         module = tree.merge(static, params, stats)
-        value, carry, metrics = ours.updates[0](module, batch, {}, None, 0.0)
+        value, carry, metrics = module.update(batch, {}, None)
         assert carry == {}
         return value, (tree.statistics(module), metrics["accuracy"])
 
@@ -205,7 +205,7 @@ def test_the_classifier_is_a_linear_layer_on_the_pooled_features(x64):
     images = jnp.asarray(IMAGES[:, 0])
     batch = {"image": images, "label": jnp.asarray(labels)}
     pooled = np.asarray(ours.backbone(images).pooled)  # in train mode: by the batch's statistics
-    loss, carry, metrics = ours.updates[0](ours, batch, {}, None, 0.0)
+    loss, carry, metrics = ours.update(batch, {}, None)
     logits = torch.tensor(pooled @ np.asarray(ours.head.kernel[...]))
     expected = nn.functional.cross_entropy(logits, torch.tensor(labels), label_smoothing=0.1)
     np.testing.assert_allclose(loss, expected.item(), rtol=0, atol=TOLERANCE)
