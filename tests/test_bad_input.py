@@ -27,7 +27,9 @@ TINY = (
     MINE,
     "--config.model.pretrained=",
     "--config.model.backbone=vit_tiny_patch16_224",
-    "--config.model.arguments=depth=1, width=16, heads=1",
+    "--config.model.arguments.depth=1",
+    "--config.model.arguments.width=16",
+    "--config.model.arguments.heads=1",
     "--config.image.size=32",
     "--config.log.tensorboard=false",
     "--config.finetune.length=1 steps",
@@ -256,7 +258,10 @@ def test_workdir_of_another_config_is_left_as_it_was(start, photos, tmp_path):
     )
     assert status == 2 and "Traceback" not in err
     assert f"{tmp_path}/run holds the run of another config" in err
-    assert "seed: 0 there, 1 now" in err and "finetune.learning_rate: 0.01 there, 0.5 now" in err
+    assert (
+        "seed: 0 there, 1 now" in err
+        and "finetune.optimizer.learning_rate: 0.01 there, 0.5 now" in err
+    )
     assert "Nothing there was touched" in err and "--workdir" in err
     assert contents(tmp_path / "run") == before
     # What does not change the results may change: where it runs, how it is watched, how far it goes.
@@ -324,7 +329,7 @@ def test_phases_as_typed(start, photos, tmp_path):
             [f"--config={REPOSITORY}/configs/cub_finer.py:resnet_50"],
             "no variant 'resnet_50'; did you mean 'resnet50'",
         ),
-        ([MINE, "--config.finetune.learning_rat=1"], "did you mean 'learning_rate'"),
+        ([MINE, "--config.finetune.optimizer.learning_rat=1"], "did you mean 'learning_rate'"),
         ([MINE, "--config.datas.root=x"], "did you mean 'data'"),
         ([MINE, "--work_dir=x"], "work_dir"),
         ([MINE, "x"], "unexpected argument 'x'"),
@@ -348,7 +353,7 @@ def test_phases_as_typed(start, photos, tmp_path):
         ),
         ([MINE, "--config.seed=abc"], "abc"),
         ([MINE, "--config.image.resize=100"], "config.image.resize"),
-        ([FINER, "--config.mine.top_classes=0"], "config.mine.top_classes = 0"),
+        ([FINER, "--config.mine.top_classes=-1"], "config.mine.top_classes = -1"),
         ([FINER, "--config.mine.similarity=cos"], "did you mean 'cosine'"),
         ([FINER, "--config.retrain.init.alpha=1.5"], "config.retrain.init.alpha = 1.5"),
         ([FINER, "--config.pairs.pairs=embed"], "'embed', which is a phase of kind 'embed'"),
@@ -361,12 +366,12 @@ def test_unknown_names_and_impossible_values(refused, arguments, expected):
 
 def test_unknown_arguments_of_backbone_and_method(refused, photos):
     command = (*TINY, f"--config.data.root={photos}")
-    text = refused(*command, "--config.model.arguments=widht=16")
-    assert "'widht'" in text and "did you mean 'width'" in text.lower()
-    text = refused(*command, "--config.model.arguments=16")
-    assert "config.model.arguments = '16' is not of the form 'name=value, name=value'" in text
-    text = refused(*command, "--config.finetune.arguments=label_smothing=0.1")
-    assert "'label_smothing'" in text and "did you mean 'label_smoothing'" in text.lower()
+    text = refused(*command, "--config.model.arguments.widht=16")
+    assert "config.model.arguments has no 'widht'; did you mean 'width'" in text
+    text = refused(*command, "--config.finetune.arguments.label_smothing=0.1")
+    assert "config.finetune.arguments has no 'label_smothing'; did you mean 'label_smooth" in text
+    text = refused(*command, "--config.finetun.arguments.label_smoothing=0.1")
+    assert "'finetun' is unknown; did you mean 'finetune'" in text
 
 
 @pytest.mark.parametrize("text", ["", "30", "epochs 30", "-3 epochs", "3 epochs 2 steps"])
@@ -379,8 +384,8 @@ def test_lengths_that_are_none(refused, text):
 def test_length_with_an_unknown_unit(refused):
     message = refused(MINE, "--config.finetune.length=3 epoch_s")
     assert "'epoch_s'" in message and "does not come before" in message
-    with pytest.raises(UserError, match="eval_every = '3 weeks': unknown unit 'weeks'"):
-        lengths.steps("3 weeks", where="eval_every", images_per_step=1, images_per_epoch=1)
+    with pytest.raises(UserError, match="validation.every = '3 weeks': unknown unit 'weeks'"):
+        lengths.steps("3 weeks", where="validation.every", images_per_step=1, images_per_epoch=1)
 
 
 @pytest.mark.parametrize(
@@ -388,32 +393,36 @@ def test_length_with_an_unknown_unit(refused):
     [
         ("image.crop_scale=(1.0,0.5)", "config.image.crop_scale"),
         ("model.param_dtype=float33", "config.model.param_dtype = 'float33' is unknown"),
-        ("finetune.arguments=rngs=0", "rngs"),
+        ("finetune.arguments.rngs=0", "has no 'rngs'"),
         ("finetune.method=pairs", "method 'pairs' trains on pairs"),
-        ("finetune.freeze=('backbone/(',)", "is not a regular expression"),
-        ("finetune.freeze=('backbon/.*',)", "'backbon/.*' matches no"),
-        ("finetune.learning_rate_scale=(('head',10.),)", "'head' matches no"),
-        ("finetune.learning_rate_scale=('head',10.)", "config.finetune.optimizer.rate_scale"),
+        ("finetune.optimizer.freeze=('backbone/(',)", "is not a regular expression"),
+        ("finetune.optimizer.freeze=('backbon/.*',)", "'backbon/.*' matches no"),
+        ("finetune.optimizer.rate_scale=(('head',10.),)", "'head' matches no"),
+        ("finetune.optimizer.rate_scale=('head',10.)", "config.finetune.optimizer.rate_scale"),
         ("log.every=2", "config.log.every = '2' is not a length"),
         ("data.val_fraction=10", "config.data.val_fraction = 10"),
         ("data.test_fraction=1", "config.data.test_fraction = 1"),
         ("data.split_seed=-1", "config.data.split_seed = -1"),
-        ("data.canvas=0", "config.data.canvas = 0"),
+        ("data.canvas=7", "config.data.canvas (or 0) = 7"),
         ("image.mean=(0.5,0.5)", "config.image.mean"),
         ("image.std=(0.,0.,0.)", "config.image.std"),
         ("image.flip=2", "config.image.flip = 2"),
         ("model.dtype=float64", "JAX_ENABLE_X64"),
-        ("model.arguments=width=abc", "config.model.arguments = 'width=abc'"),
-        ("model.arguments=depth=1.5", "config.model.arguments = 'depth=1.5'"),
-        ("model.arguments=heads=0", "config.model.arguments = 'heads=0'"),
-        ("model.arguments=**{'width': 3}", "not of the form"),
-        ("finetune.arguments=label_smoothing=abc", "label_smoothing=abc"),
-        ("finetune.arguments=label_smoothing=2", "label_smoothing=2"),
+        ("model.arguments.width=abc", "config.model.arguments.width = 'abc' is no int"),
+        ("model.arguments.depth=1.5", "config.model.arguments.depth = 1.5 is no int"),
+        ("model.arguments.heads=0", "heads"),
+        ("model.arguments.width=0", "width"),
+        ("finetune.arguments.label_smoothing=abc", "label_smoothing = 'abc' is no float"),
+        ("finetune.arguments.label_smoothing=2", "label_smoothing=2"),
+        ("finetune.batch=100000", "config.finetune.batch = 100,000 is more than the 18 training"),
+        ("image.size=1", "vit_tiny_patch16_224"),
+        ("finetune.budget=pass", "did you mean 'passes'"),
+        ("finetune.init.interpolate=x", "reads 'x'"),
         ("finetune.length=0 epochs", "config.finetune.length = '0 epochs'"),
-        ("finetune.freeze=('.*',)", "leaves nothing to train"),
+        ("finetune.optimizer.freeze=('.*',)", "leaves nothing to train"),
         ("evaluate.neighbours=0", "config.evaluate.neighbours = 0"),
         ("evaluate.compare=('a',)", "config.evaluate.compare"),
-        ("phases=evaluate", "no classifier"),
+        ("phases=evaluate", "nothing that it can score"),
     ],
     ids=lambda text: text.partition("=")[0],
 )

@@ -42,7 +42,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(photos, tmp_path_factory):
     """The workdir of a fine-tune and its control, embedded and evaluated."""
-    config = tiny.pipeline("vit_tiny_patch16_224", "depth=1, width=16, heads=1")
+    config = tiny.pipeline("vit_tiny_patch16_224", depth=1, width=16, heads=1)
     config.data.source, config.data.root, config.data.canvas = "folder", str(photos), 40
     config.data.val_fraction = 0.2
     config.finetune.length = config.control.length = "2 steps"
@@ -132,7 +132,7 @@ def test_without_a_name_it_is_the_classifier_best_on_validation(finished):
 @pytest.fixture(scope="module")
 def refitted(photos, tmp_path_factory):
     """The workdir of a fine-tune and its control, both trained again on train + val."""
-    config = tiny.pipeline("vit_tiny_patch16_224", "depth=1, width=16, heads=1")
+    config = tiny.pipeline("vit_tiny_patch16_224", depth=1, width=16, heads=1)
     config.data.source, config.data.root, config.data.canvas = "folder", str(photos), 40
     config.data.val_fraction, config.protocol = 0.2, "refit"
     config.finetune.length = config.control.length = "2 steps"
@@ -140,7 +140,7 @@ def refitted(photos, tmp_path_factory):
     config.phases = ("finetune", "control")
     workdir = tmp_path_factory.mktemp("refitted")
     jax.config.update("jax_disable_most_optimizations", True)  # two steps: compile quickly
-    run(config, workdir, say=str)
+    run(config, workdir)
     jax.config.update("jax_disable_most_optimizations", False)
     return workdir
 

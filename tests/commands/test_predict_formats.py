@@ -35,7 +35,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
     """The workdir of a run with ids, and a copy as written before there were any, with other names."""
-    config = tiny.pipeline("vit_tiny_patch16_224", "depth=1, width=16, heads=1")
+    config = tiny.pipeline("vit_tiny_patch16_224", depth=1, width=16, heads=1)
     config.data.source, config.data.root, config.data.canvas = "competition", str(data), 16
     config.data.val_fraction = 0.2
     config.finetune.length, config.finetune.batch = "2 steps", 4

@@ -99,8 +99,8 @@ def test_predict_all_covers_every_example_once_in_order(mesh, count, way):
         sums = jnp.sum(pixels.astype(jnp.int32), axis=(1, 2, 3, 4))
         return {"sum": sums * params["w"], "size": sizes[:, 0], "batch": jnp.full(4, number)}
 
-    weights = {"params": {"w": jnp.int32(3)}, "stats": {}}
-    found = predict_all(step, weights, feed, index, 4, check=lambda: seen.append(1))
+    weights = {"params": {"w": jnp.int32(3)}, "batch_stats": {}}
+    found = predict_all(step, weights, feed.in_order(index, 4), check=lambda: seen.append(1))
     np.testing.assert_array_equal(found["sum"], 3 * split.pixels[index[:, 0]].sum((1, 2, 3), int))
     np.testing.assert_array_equal(found["size"], split.sizes[index[:, 0]])
     np.testing.assert_array_equal(found["batch"], np.arange(count) // 4)

@@ -60,7 +60,9 @@ def finish(folder, specification):
     folder.mkdir(parents=True)
     specification.save(folder / "model.json")
     checkpoints = Checkpoints(folder / "checkpoints")
-    checkpoints.save(1, {"params": params, "stats": stats, "step": jnp.int32(1)}, {METRIC: 0.5})
+    checkpoints.save(
+        1, {"params": params, "batch_stats": stats, "step": jnp.int32(1)}, {METRIC: 0.5}
+    )
     checkpoints.close()
     (folder / "DONE.json").write_text(json.dumps({"validation": {"best": {METRIC: 0.5}}}))
     return tree.merge(static, params, stats), params | stats

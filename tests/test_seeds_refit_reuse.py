@@ -1,6 +1,7 @@
 """Several seeds, the refit, and phases taken over from an old workdir."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -9,27 +10,29 @@ import tiny
 from fgvc_jax.run import run
 from fgvc_jax.train.checkpoint import Checkpoints
 
-VIT = ("vit_tiny_patch16_224", "depth=1, width=8, heads=1")
+VIT = {"depth": 1, "width": 8, "heads": 1}
 
 
 def config(**finetune):
-    made = tiny.pipeline(*VIT)
+    made = tiny.pipeline("vit_tiny_patch16_224", **VIT)
     made.finetune.update(finetune)
     return made
 
 
-def logged(said):
-    return "\n".join(said)
-
-
 @pytest.fixture(scope="module")
 def two_seeds(tmp_path_factory):
-    """(workdir, results, what was said) of two seeds with the refit."""
+    """(workdir, results, the last lines of the run) of two seeds with the refit."""
     folder, said = tmp_path_factory.mktemp("seeds"), []
     made = config()
     made.seeds, made.protocol = 2, "refit"
     made.phases = ("finetune", "embed", "mine", "pairs", "retrain", "control", "evaluate")
-    return folder, run(made, folder, say=said.append), said
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("fgvc_jax.run")
+    logger.addHandler(handler)
+    results = run(made, folder)
+    logger.removeHandler(handler)
+    return folder, results, "\n".join(said)
 
 
 def test_seeds_share_the_split_and_nothing_else(two_seeds):
@@ -52,8 +55,8 @@ def test_mean_and_deviation_are_those_of_the_rows(two_seeds):
 
     top1 = [100 * control(seed)["test"]["top1"] for seed in (0, 1)]
     line = f"test {np.mean(top1):6.2f} +- {np.std(top1, ddof=1):.2f}"
-    assert line in logged(said)
-    assert "of 2 seeds" in logged(said)
+    assert line in said
+    assert "of 2 seeds" in said
 
 
 def test_refit_trains_on_train_and_val_as_long_as_validation_picked(two_seeds):
@@ -64,31 +67,40 @@ def test_refit_trains_on_train_and_val_as_long_as_validation_picked(two_seeds):
     for phase in ("finetune", "pairs", "retrain"):
         best = first[phase]["validation"]["best"]["step"]
         assert again[phase]["steps"] == max(1, round(best * (train + val) / train))
+    # The control follows the refitted phases: as many images as they, up to the last batch.
+    images = {phase: again[phase]["images"] for phase in ("pairs", "retrain", "control")}
+    assert images["pairs"] + images["retrain"] <= images["control"]
+    assert images["control"] < images["pairs"] + images["retrain"] + 16
+    assert (images["control"] - 15) // 16 != first["control"]["validation"]["best"]["step"]
+    comparison = again["evaluate"]["comparison"]["images"]
+    assert comparison["control"] - comparison["pipeline"] == images["control"] - (
+        images["pairs"] + images["retrain"]
+    )
     assert np.load(folder / "seed_0/refit/embed/train_embedding.npy").shape[0] == train + val
     row = next(r for r in again["evaluate"]["rows"] if r["name"] == "retrain")
     assert "val" not in row and row["test"] == row["last_test"]
 
 
-def test_reuse_takes_what_is_the_same_and_runs_the_rest(two_seeds, tmp_path):
+def test_reuse_takes_what_is_the_same_and_runs_the_rest(two_seeds, tmp_path, caplog):
     folder, results, _ = two_seeds
-    made, said = config(), []
+    made = config()
     made.phases = ("finetune", "embed", "mine", "evaluate")
     made.mine.top_classes = 2
-    new = run(made, tmp_path, reuse=folder, say=said.append)[""]
-    text = logged(said)
+    new = run(made, tmp_path, reuse=folder)[""]
+    text = caplog.text
     assert "finetune: taken from" in text and "embed: taken from" in text
     assert "mine: taken from" not in text and "compiling" not in text
     assert new["finetune"] == results["seed_0"]["finetune"]
     assert new["mine"]["train"]["pairs"] < results["seed_0"]["mine"]["train"]["pairs"]
 
 
-def test_a_finished_phase_can_be_lengthened(two_seeds, tmp_path):
+def test_a_finished_phase_can_be_lengthened(two_seeds, tmp_path, caplog):
     folder, _, _ = two_seeds
-    made, said = config(length="16 steps"), []
+    made = config(length="16 steps")
     made.phases = ("finetune",)
-    new = run(made, tmp_path, reuse=folder, say=said.append)[""]
-    assert "finetune: 12 steps taken from" in logged(said)
-    assert "finetune goes on from step 12 of 16" in logged(said)
+    new = run(made, tmp_path, reuse=folder)[""]
+    assert "finetune: 12 steps taken from" in caplog.text
+    assert "finetune goes on from step 12 of 16" in caplog.text
     assert new["finetune"]["steps"] == 16
     checkpoints = Checkpoints(tmp_path / "finetune" / "checkpoints")
     assert checkpoints.latest() == 16
