@@ -88,6 +88,7 @@ def _parse(values: flags.FlagValues) -> tuple[list[str], dict[str, str]]:
             arguments[name.removeprefix("config.")] = value
         else:
             command.append(word)
+    typed, sys.argv = sys.argv, command  # where ml_collections looks for overrides
     try:
         return values(command)[1:], arguments
     except flags.Error as error:
@@ -99,6 +100,8 @@ def _parse(values: flags.FlagValues) -> tuple[list[str], dict[str, str]]:
         if near:
             text = f"there is no config key {near[2]!r}; did you mean {near[1]!r}?"
         raise UserError(text) from None
+    finally:
+        sys.argv = typed
 
 
 def _with_arguments(config: ConfigDict, given: dict[str, str]) -> ConfigDict:

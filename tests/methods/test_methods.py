@@ -119,7 +119,7 @@ def test_a_training_update_of_pairs_is_torchs(x64, joint):
         module = tree.merge(static, params, stats)
         value, carry, metrics = module.update(batch, {}, None)
         assert carry == {}
-        return value, (tree.statistics(module), metrics["accuracy"])
+        return value, (tree.batch_stats(module), metrics["accuracy"])
 
     (value, (moved, accuracy)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     logits = torch_logits(backbone, comparator, joint)
