@@ -56,7 +56,7 @@ class Writer:
         os.replace(new, self._path)
 
     def flush(self) -> None:
-        """Hands what both files have buffered to the system."""
+        """Hands the lines and events buffered so far to the system."""
         for stream in (self._file, self._events):
             if stream is not None:
                 stream.flush()
