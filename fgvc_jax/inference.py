@@ -1,4 +1,4 @@
-"""A finished run as something to use: `fgvc_jax.load(RUN).predict(images)`."""
+"""The classifier of a finished run, to classify images with: `fgvc_jax.load(RUN).predict(images)`."""
 
 import itertools
 import json
@@ -155,8 +155,8 @@ class Classifier:
     ) -> Iterator[tuple[list[tuple[Image, str | None]], np.ndarray, np.ndarray]]:
         """Batches of (images with errors, pixels uint8 [B, 1, C, C, 3], sizes int32 [B, 1, 2]).
 
-        The next batch is being decoded while one is used. Images that cannot be read, and what the last
-        batch lacks, are single black pixels.
+        The next batch is being decoded while one is used. Images that cannot be read and empty
+        places of the last batch are single black pixels.
         """
         side = self.specification.canvas
         numbered = enumerate(images)
@@ -252,7 +252,7 @@ def find(run: str | os.PathLike, phase: str = "", which: str = "best") -> Found:
 
 
 def _best_on_validation(run: Path, which: str) -> Found | None:
-    """Of the finished classifiers in a folder the best, of equals the latest; None where there is none."""
+    """The best finished classifier in a folder, of equals the latest; None where there is none."""
     best, highest = None, -np.inf
     for done in sorted(run.glob("*/DONE.json"), key=lambda path: path.stat().st_mtime):
         if not (done.parent / "model.json").exists():

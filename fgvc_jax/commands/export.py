@@ -7,7 +7,7 @@ import argparse
 
 
 def main() -> None:
-    """Writes what the command line asks for."""
+    """Exports the run that the command line names."""
     parser = argparse.ArgumentParser("fgvc export", description=__doc__.partition("\n\n")[2])
     parser.add_argument("run", help="the run's workdir, or one of its training phases")
     parser.add_argument("--out", required=True, help="the folder to write, new or empty")

@@ -104,7 +104,7 @@ def main() -> int:
 def _answers(
     classifier: "Classifier", files: Sequence[str], batch: int, bad: list[str]
 ) -> Iterator["Answer"]:
-    """An answer for each file, with progress on standard error; what cannot be read is added to `bad`."""
+    """An answer for each file, with progress on standard error; errors are added to `bad`."""
     with Progress("predict", len(files), 1) as progress:
         for number, answer in enumerate(classifier.stream(files, batch), 1):
             if answer.error:

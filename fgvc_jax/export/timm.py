@@ -4,8 +4,10 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from flax import nnx
 from safetensors.numpy import save_file
 
 from fgvc_jax import backbones, inference
@@ -17,13 +19,14 @@ from fgvc_jax.weights.tables import Layout
 
 
 def to_timm(run: str | os.PathLike, out: str | os.PathLike, which: str = "best") -> Path:
-    """Writes config.json and model.safetensors, which `timm.create_model('local-dir:OUT', pretrained=True)`
-    opens; the weights are those of the checkpoint, bit for bit.
+    """Writes config.json and model.safetensors for `timm.create_model('local-dir:OUT', pretrained=True)`.
+
+    The weights are those of the checkpoint, bit for bit.
 
     Args:
-      run: a run's workdir, or one of its training phases, as `inference.load` takes it.
+      run: a run's workdir, or one of its training phases; the classifier is `inference.find`'s.
       out: folder to write, new or empty.
-      which: the checkpoint, 'best' by validation or 'last'.
+      which: the checkpoint, 'best' by validation or 'last'; of a refitted model always the last.
 
     Returns:
       The folder of the training phase that was exported.
@@ -52,7 +55,7 @@ def to_timm(run: str | os.PathLike, out: str | os.PathLike, which: str = "best")
     return phase
 
 
-def _layout(specification: Specification, module) -> Layout:
+def _layout(specification: Specification, module: nnx.Module) -> Layout:
     """The names that timm has for the model's arrays; UserError where it has none."""
     name = specification.backbone
     if specification.method != "baseline":
@@ -80,7 +83,7 @@ def _layout(specification: Specification, module) -> Layout:
     return layout
 
 
-def _config(specification: Specification, module, layout: Layout) -> dict:
+def _config(specification: Specification, module: nnx.Module, layout: Layout) -> dict[str, Any]:
     view = specification.view
     resize, mode = (view.squash[0], "squash") if view.squash else (view.resize, "center")
     arguments = specification.backbone_arguments | {"image_size": view.size}

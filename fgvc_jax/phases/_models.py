@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fgvc_jax import backbones, model
+from fgvc_jax.backbones import Preprocessing
 from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.errors import UserError
 from fgvc_jax.images.augment import View
@@ -140,6 +141,11 @@ def view_of(config: ConfigDict) -> View:
                 log.info(
                     "image.%s is %s, but these weights were trained with %s", key, ours, theirs
                 )
+    return make_view(image, wants)
+
+
+def make_view(image: ConfigDict, wants: Preprocessing) -> View:
+    """Args: image, config.image; wants, the preprocessing that the backbone's weights want."""
     settings = {name: value for name, value in image.items() if name in View._fields}
     settings |= {
         "resize": image.resize or round(image.size / wants.crop_fraction),

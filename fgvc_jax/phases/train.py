@@ -271,7 +271,9 @@ class Phase(Base):
                 return None
             batches = data.in_order(val.splits, val.index, section.batch)
             outputs = predict_all(predict, state.get("ema", state), batches)
-            return evaluator.validate(outputs, val.labels, len(specification.classes))
+            found = evaluator.validate(outputs, val.labels, len(specification.classes))
+            # Checkpoints keep metrics as JSON, which has no NaN.
+            return {k: v for k, v in found.items() if v is not None and np.isfinite(v)}
 
         def length_of(text: str, key: str) -> int:
             return max(1, length.of(text, key))

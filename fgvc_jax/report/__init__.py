@@ -1,1 +1,1 @@
-"""What a person reads at the end: tables, verdict, contact sheet."""
+"""Read by a person at the end of a run: tables, the verdict, single classes, a contact sheet."""

@@ -46,7 +46,7 @@ def rows(logits_NC: ArrayLike, labels_N: ArrayLike, classes: Sequence[str]) -> l
 
 
 def write_csv(path: str | os.PathLike, table: Sequence[Mapping[str, Any]]) -> None:
-    """Writes what `rows` gives, UTF-8 with a header; NaN becomes an empty cell."""
+    """Writes the list that `rows` gives, UTF-8 with a header; NaN becomes an empty cell."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(table[0]))
         writer.writeheader()

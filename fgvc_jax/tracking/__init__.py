@@ -1,1 +1,1 @@
-"""What a run writes while it goes: progress, metrics as JSON lines and TensorBoard events, timers."""
+"""Written while a run goes: progress, metrics as JSON lines and TensorBoard events, wall time."""

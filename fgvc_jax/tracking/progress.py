@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Callable
+from typing import Any, TextIO
 
 
 class Progress:
@@ -17,31 +19,31 @@ class Progress:
       first_step: steps already done, when the phase resumes.
       later_seconds: estimated time of the phases after this one; None if there are none or nothing
         is known.
-      stream: where to write; a bar where it is a terminal, else a line about every `every` seconds
-        and one at the end.
+      stream: where to write, by default standard error; a bar where it is a terminal, else a line
+        about every `every` seconds and one at the end.
       clock: seconds as a float.
     """
 
     def __init__(
         self,
-        phase,
-        total_steps,
-        images_per_step,
+        phase: str,
+        total_steps: int,
+        images_per_step: int,
         *,
-        first_step=0,
-        later_seconds=None,
-        stream=None,
-        every=10.0,
-        clock=time.monotonic,
+        first_step: int = 0,
+        later_seconds: float | None = None,
+        stream: TextIO | None = None,
+        every: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self.phase, self.total_steps, self.images_per_step = phase, total_steps, images_per_step
         self.step = first_step
         self.later_seconds = later_seconds
         self._stream, self._every, self._clock = stream or sys.stderr, every, clock
-        self._times = []  # (time, step) of the recent updates
+        self._times: list[tuple[float, int]] = []  # (time, step) of the recent updates
         self._last_line = clock()
         self._text = ""
-        self._bar = None
+        self._bar: Any = None  # tqdm's
         if self._stream.isatty():
             from tqdm import tqdm
 
@@ -54,7 +56,7 @@ class Progress:
                 bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}",
             )
 
-    def update(self, steps=1, text=""):
+    def update(self, steps: int = 1, text: str = "") -> None:
         """`steps` more are done; `text` (a loss, say) is shown behind the numbers."""
         now = self._clock()
         self.step += steps
@@ -68,43 +70,43 @@ class Progress:
         elif now - self._last_line >= self._every and self.step < self.total_steps:
             self._line(now)
 
-    def write(self, text):
+    def write(self, text: str) -> None:
         """Prints a line of its own above the bar."""
         if self._bar is not None:
             self._bar.write(text, file=self._stream)
         else:
             print(text, file=self._stream, flush=True)
 
-    def images_per_second(self):
+    def images_per_second(self) -> float | None:
         """Measured speed, None before the second update."""
         rate = self._steps_per_second()
         return rate and rate * self.images_per_step
 
-    def seconds_left(self):
+    def seconds_left(self) -> float | None:
         """Estimated time left in this phase, None before the second update."""
         rate = self._steps_per_second()
         return rate and (self.total_steps - self.step) / rate
 
-    def close(self):
+    def close(self) -> None:
         """Ends the bar, or prints the last line."""
         if self._bar is not None:
             self._bar.close()
         else:
             self._line(self._clock())
 
-    def __enter__(self):
+    def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _steps_per_second(self):
+    def _steps_per_second(self) -> float | None:
         if len(self._times) < 2:
             return None
         (t0, step0), (t1, step1) = self._times[0], self._times[-1]
         return (step1 - step0) / max(t1 - t0, 1e-9)
 
-    def _numbers(self):
+    def _numbers(self) -> str:
         parts = []
         rate, left = self._steps_per_second(), self.seconds_left()
         if rate is not None:
@@ -120,14 +122,14 @@ class Progress:
                 parts.append(f"run {duration(left + self.later_seconds)} left")
         return "  ".join([*parts, *([self._text] if self._text else [])])
 
-    def _line(self, now):
+    def _line(self, now: float) -> None:
         self._last_line = now
         share = self.step / max(self.total_steps, 1)
         line = f"{self.phase}  {self.step}/{self.total_steps}  {share:.0%}  {self._numbers()}"
         print(line.rstrip(), file=self._stream, flush=True)
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """Seconds as text: 0:07, 12:34, 1:02:03, 2 d 03:04."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

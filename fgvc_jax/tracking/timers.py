@@ -1,12 +1,22 @@
-"""Wall time of a phase by kind."""
+"""Wall time of a training phase, by what it was spent on."""
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 
 
 @dataclasses.dataclass
 class Seconds:
-    """Wall time of a phase by kind."""
+    """Wall time in seconds, by kind; `vars(seconds)` gives them by name.
+
+    Attributes:
+      compile: compiling the train step.
+      data_wait: waiting for the next batch.
+      steps: dispatching steps, and waiting for them.
+      evaluate: validation.
+      save: writing checkpoints.
+    """
 
     compile: float = 0.0
     data_wait: float = 0.0
@@ -14,17 +24,11 @@ class Seconds:
     evaluate: float = 0.0
     save: float = 0.0
 
-    def measure(self, kind: str) -> "_Timer":
-        return _Timer(self, kind)
-
-
-class _Timer:
-    def __init__(self, seconds: Seconds, kind: str):
-        self.seconds, self.kind = seconds, kind
-
-    def __enter__(self):
-        self.start = time.monotonic()
-
-    def __exit__(self, *_):
-        passed = time.monotonic() - self.start
-        setattr(self.seconds, self.kind, getattr(self.seconds, self.kind) + passed)
+    @contextlib.contextmanager
+    def measure(self, kind: str) -> Iterator[None]:
+        """Adds the time inside the `with` block to one kind, also where the block raises."""
+        before, start = getattr(self, kind), time.monotonic()
+        try:
+            yield
+        finally:
+            setattr(self, kind, before + time.monotonic() - start)

@@ -1,12 +1,13 @@
 """Named numbers over steps, as JSON lines and for TensorBoard."""
 
 import json
-import math
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
+
+from fgvc_jax.files import plain
 
 
 class Writer:
@@ -29,7 +30,7 @@ class Writer:
         """Writes named numbers of one `kind` ('train', 'val', ...)."""
         values = {name: float(value) for name, value in values.items()}
         line = {"step": int(step), "kind": kind, "time": round(time.time(), 3)}
-        line |= finite(values)
+        line |= plain(values)
         if self._file is None:
             self._file = open(self._path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
         self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
@@ -56,7 +57,7 @@ class Writer:
         os.replace(new, self._path)
 
     def flush(self) -> None:
-        """Hands what both files have buffered to the system."""
+        """Hands the lines and events buffered so far to the system."""
         for stream in (self._file, self._events):
             if stream is not None:
                 stream.flush()
@@ -67,20 +68,6 @@ class Writer:
             if stream is not None:
                 stream.close()
         self._file = self._events = None
-
-
-def finite(content: Any) -> Any:
-    """The same content with None in place of NaN and the infinities, which JSON does not have.
-
-    Dictionaries, lists and tuples are walked through; NumPy's and JAX's numbers become Python's.
-    """
-    if isinstance(content, Mapping):
-        return {key: finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [finite(value) for value in content]
-    if isinstance(content, float):
-        return content if math.isfinite(content) else None
-    return finite(content.item()) if hasattr(content, "item") else content
 
 
 def _upto(line: str, step: int) -> bool:

@@ -11,7 +11,7 @@ from fgvc_jax import config as configs
 from fgvc_jax.errors import UserError
 from fgvc_jax.images import protocols
 from fgvc_jax.images.augment import eval_view, random_crop_box, train_view
-from fgvc_jax.phases.context import make_view
+from fgvc_jax.phases._models import make_view
 
 # Pillow rounds to whole grey levels after each of its two passes; bilinear weights never leave the range. A
 # box off by one pixel would be off by tens.
@@ -29,7 +29,7 @@ def view_of(name):
     config = configs.base()
     config.image.protocol = name
     config.image.flip = 0.0
-    return make_view(protocols.apply(config), Wants)
+    return make_view(protocols.apply(config).image, Wants)
 
 
 def resize_of(transforms, name):  # noqa: F811

@@ -8,8 +8,8 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fgvc_jax.phases.context import write_json
 
+from fgvc_jax.files import write_json
 from fgvc_jax.tracking.progress import Progress, duration
 from fgvc_jax.tracking.writers import Writer
 

@@ -20,10 +20,8 @@ from safetensors.numpy import save, save_file
 
 from fgvc_jax import backbones
 from fgvc_jax.backbones import Preprocessing
-from fgvc_jax.data.load import load
 from fgvc_jax.errors import UserError
-from fgvc_jax.phases.context import Context
-from fgvc_jax.train.stop import Stop
+from fgvc_jax.phases._models import Models
 from fgvc_jax.weights import load_pretrained, torch_axes, torchvision
 from fgvc_jax.weights.published import locate
 from fgvc_jax.weights.resnet import TABLE
@@ -382,23 +380,23 @@ def test_the_name_of_a_file_is_enough(state, tmp_path):
 # --- a run
 
 
-def context(tmp_path, pretrained, said, **image) -> Context:
+def models_of(tmp_path, pretrained, **image) -> Models:
     config = tiny.pipeline()
     config.model.pretrained = pretrained
     config.image.resize = 0
     config.image.update(image)
-    return Context(config, tmp_path, load(config.data), said.append, Stop())
+    return tiny.parts(config, tmp_path)[2]
 
 
-def test_preprocessing_of_a_run(state, tmp_path):
-    source, said = folder_of(tmp_path / "w", state, CONFIG), []
-    view = context(tmp_path, source, said).view
+def test_preprocessing_of_a_run(state, tmp_path, caplog):
+    source = folder_of(tmp_path / "w", state, CONFIG)
+    view = models_of(tmp_path, source).view
     assert (view.mean, view.std, view.interpolation) == (WANTS.mean, WANTS.std, "bicubic")
     assert (view.size, view.resize) == (16, 17)  # 16 / 0.96
-    assert "trained with" not in "\n".join(said)
-    view = context(tmp_path, source, said, mean=(0.5, 0.5, 0.5), std=WANTS.std).view
+    assert "trained with" not in caplog.text
+    view = models_of(tmp_path, source, mean=(0.5, 0.5, 0.5), std=WANTS.std).view
     assert (view.mean, view.std) == ((0.5, 0.5, 0.5), WANTS.std)
-    differing = [line for line in said if "trained with" in line]
+    differing = [line for line in caplog.messages if "trained with" in line]
     assert differing == [
         "image.mean is (0.5, 0.5, 0.5), but these weights were trained with (0.1, 0.2, 0.3)"
     ]
@@ -409,12 +407,11 @@ def test_what_is_allowed_to_be_missing_stays_random(state, tmp_path):
     source = folder_of(tmp_path / "w", partial)
     config = tiny.pipeline()
     config.model.pretrained = source
-    arguments = (config, tmp_path, load(config.data), str, Stop())
     with pytest.raises(UserError, match=r"missing[\s\S]*layer4[\s\S]*config\.model\.allow"):
-        Context(*arguments)
+        tiny.parts(config, tmp_path)
     config.model.allow = ("layer4/.*",)
-    run = Context(*arguments)
-    model = run.starting_model(run.describe(config.finetune)).backbone
+    _, _, models = tiny.parts(config, tmp_path)
+    model = models.starting_model(models.specify(config.finetune)).backbone
     first = model.layer1[0].conv1.kernel[...]
     np.testing.assert_array_equal(torch_axes("kernel", first), state["layer1.0.conv1.weight"])
     last = model.layer4[0].conv1.kernel[...]
