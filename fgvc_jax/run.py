@@ -171,11 +171,13 @@ def _phases(run: Run, manifest: manifests.Manifest, sources: list[Path]) -> dict
     done: dict[str, Result] = {}
     for phase in todo:
         directory = run.workdir / phase.name
-        found = workdir.done(directory)
-        if found.get("hash") != hashes[phase.name] and sources and run.main:
+        if workdir.done(directory).get("hash") != hashes[phase.name] and sources:
             steps = plan.costs(todo, models, data.sizes, done)[phase.name].steps
             both = (hashes[phase.name], shorter[phase.name])
-            found = workdir.take_over(phase.name, directory, both, steps, sources)
+            if run.main:
+                workdir.take_over(phase.name, directory, both, steps, sources)
+            _wait_for_all(f"took over {phase.name}")
+        found = workdir.done(directory)
         if found.get("hash") == hashes[phase.name]:
             done[phase.name] = found
     left = [phase for phase in todo if phase.name not in done]
@@ -210,11 +212,15 @@ def _phases(run: Run, manifest: manifests.Manifest, sources: list[Path]) -> dict
         }
         if run.main:
             files.write_json(run.directory(phase.name) / "DONE.json", result)
-        if jax.process_count() > 1:  # the others read what the first one has written
-            multihost_utils.sync_global_devices(phase.name)
+        _wait_for_all(phase.name)  # the others read what the first one has written
         run.results[phase.name] = result
         log.info("  %s took %s", phase.name, duration(result["seconds"]))
     return run.results
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def _hashes(todo: list[Phase], digest: str) -> tuple[dict[str, str], dict[str, str]]:

@@ -384,7 +384,7 @@ def test_lengths_that_are_none(refused, text):
 def test_length_with_an_unknown_unit(refused):
     message = refused(MINE, "--config.finetune.length=3 epoch_s")
     assert "'epoch_s'" in message and "does not come before" in message
-    with pytest.raises(UserError, match="validation.every = '3 weeks': unknown unit 'weeks'"):
+    with pytest.raises(UserError, match=r"validation\.every = '3 weeks': unknown unit 'weeks'"):
         lengths.steps("3 weeks", where="validation.every", images_per_step=1, images_per_epoch=1)
 
 

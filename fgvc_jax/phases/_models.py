@@ -44,7 +44,7 @@ class Models:
         return Specification(
             backbone=settings.backbone,
             backbone_arguments=settings.arguments.to_dict(),
-            method=section.method,
+            method=_absolute(section.method),
             method_arguments=section.arguments.to_dict(),
             classes=self.manifest.classes,
             class_ids=self.manifest.ids,
@@ -91,6 +91,11 @@ class Models:
     def trained(self, phase: str, which: str) -> tuple[Specification, nnx.Module, dict]:
         """(specification, module in eval mode, {'params', 'batch_stats'} on the mesh) of a finished phase."""
         return model.trained(self.workdir / phase, which, self.mesh)
+
+
+def _absolute(method: str) -> str:
+    """A method's name, or the whole path of its file, so that a model finds it from any folder."""
+    return str(Path(method).expanduser().resolve()) if method.endswith(".py") else method
 
 
 def dtype_of(config: ConfigDict) -> jnp.dtype:
