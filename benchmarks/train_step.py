@@ -104,9 +104,7 @@ def ours(args):
 
     compiled = {"ours": compile_step(ready, preprocess=as_given)}
     if args.sam:
-        compiled["ours_sam"] = compile_step(
-            ready, preprocess=as_given, wrap=lambda g: sam(g, 0.05)
-        )
+        compiled["ours_sam"] = compile_step(ready, preprocess=as_given, wrap=lambda g: sam(g, 0.05))
     if args.augmented:
         compiled["ours_augmented"] = compile_step(batch)
         compiled["ours_resident"] = compile_step(ordered, resident)

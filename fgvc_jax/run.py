@@ -27,7 +27,7 @@ from fgvc_jax.report import summary
 from fgvc_jax.tracking.progress import duration
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train.stop import Interrupted, Stop
-from fgvc_jax.weights.published import locate
+from fgvc_jax.weights import published
 
 log = logging.getLogger(__name__)
 
@@ -133,20 +133,22 @@ def _sources(reuse: str | os.PathLike) -> list[Path]:
 
 
 def _find_inputs(config: ConfigDict) -> manifests.Manifest:
-    """The data; one UserError that names all that is missing, weights included."""
-    missing, found = [], None
+    """The data; one UserError that names all that is missing, before anything is downloaded."""
+    missing, manifest = [], None
     try:
-        found = load(config.data)
+        manifest = load(config.data)
     except UserError as error:
         missing.append(str(error))
     if config.model.pretrained:
         try:
-            locate(config.model.pretrained)
+            published.find(config.model.pretrained)
         except UserError as error:
             missing.append(str(error))
     if missing:
         raise UserError("\n".join(missing))
-    return found
+    if config.model.pretrained:
+        published.locate(config.model.pretrained)
+    return manifest
 
 
 def _examine(config: ConfigDict, manifest: manifests.Manifest) -> doctor.Findings:
