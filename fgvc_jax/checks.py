@@ -80,7 +80,8 @@ def check(config: ConfigDict) -> None:
             f"{config.data.test_fraction}: shares from 0 on, which leave something for training."
         )
     _at_least(config.data.split_seed, 0, "config.data.split_seed")
-    _at_least(config.data.canvas, 8, "config.data.canvas")
+    if config.data.canvas:  # 0 = derived
+        _at_least(config.data.canvas, 8, "config.data.canvas")
     for key in ("flip", "augment_probability", "blur", "sharpen"):
         if not 0 <= config.image[key] <= 1:
             raise UserError(

@@ -15,13 +15,12 @@ from ml_collections import ConfigDict
 
 from fgvc_jax import checks, files, plan, workdir
 from fgvc_jax import config as configs
-from fgvc_jax.data import doctor
+from fgvc_jax.data import doctor, load
 from fgvc_jax.data import manifest as manifests
-from fgvc_jax.data.load import load
 from fgvc_jax.errors import UserError
 from fgvc_jax.images import protocols
 from fgvc_jax.phases import embed, evaluate, mine, train
-from fgvc_jax.phases.context import Context, write_json
+from fgvc_jax.phases.context import Context, first_view, write_json
 from fgvc_jax.report import summary
 from fgvc_jax.tracking.progress import duration
 from fgvc_jax.train import mesh as meshes
@@ -69,16 +68,37 @@ def run(
     say_if_main(f"device: {meshes.name_devices()}")
     use_compilation_cache()
     manifest = _find_inputs(config)
+    _make_workdir(folder, manifest, config.data.source)
+    if dry_run:
+        manifest = plan.few_images(load.split(manifest, config.data))
+    view = first_view(config)
+    look = doctor.look(
+        manifest,
+        files.cache_folder(config.data.cache),
+        resize=view.resize,
+        squash=view.squash,
+        canvas=config.data.canvas,
+        feed=config.data.feed,
+        on_bad=config.data.on_bad,
+    )
+    if not dry_run:
+        manifest = load.split(manifest, config.data, look.facts)
     if config.protocol == "refit" and not {"val", "test"} <= manifest.splits.keys():
         raise UserError(
             "config.protocol = 'refit' needs a validation split to pick lengths on and a test split to score."
         )
-    if dry_run:
-        manifest = plan.few_images(manifest)
-    _make_workdir(folder, manifest, config.data.source)
     results: dict[str, dict[str, dict]] = {}
     with workdir.Lock(folder, main), Stop() as stop:
-        findings = _examine(config, manifest)
+        findings = doctor.judge(
+            manifest,
+            look.facts,
+            size=config.image.size,
+            resize=view.resize,
+            squash=view.squash,
+            canvas=config.data.canvas,
+            group=config.data.group,
+            classify=config.data.splits == "official",
+        )
         if config.data.on_bad == "skip":
             manifest = doctor.leave_out(manifest, findings)
         workdir.claim(config, manifest, folder, main)
@@ -95,14 +115,14 @@ def run(
                 seeded.seed = config.seed + seed
                 if part:
                     say_if_main(f"seed {seeded.seed}:")
-                context = Context(seeded, folder / part, manifest, say_if_main, stop)
+                context = Context(seeded, folder / part, manifest, say_if_main, stop, look)
                 results[part] = _phases(context, sources)
                 if config.protocol == "refit":
                     say_if_main("refit on train + val, with the lengths that validation picked:")
                     again = plan.refit(seeded, results[part], manifest)
                     whole = plan.train_and_val(manifest)
                     inner = os.path.join(part, "refit")
-                    context = Context(again, folder / inner, whole, say_if_main, stop)
+                    context = Context(again, folder / inner, whole, say_if_main, stop, look)
                     results[inner] = _phases(context, sources)
         except Interrupted:
             say("stopped; everything is saved, the same command goes on from here.")
@@ -142,7 +162,7 @@ def _find_inputs(config: ConfigDict) -> manifests.Manifest:
     """The data; one UserError that names all that is missing, weights included."""
     missing, found = [], None
     try:
-        found = load(config.data)
+        found = load.read(config.data)
     except UserError as error:
         missing.append(str(error))
     if config.model.pretrained:
@@ -153,17 +173,6 @@ def _find_inputs(config: ConfigDict) -> manifests.Manifest:
     if missing:
         raise UserError("\n".join(missing))
     return found
-
-
-def _examine(config: ConfigDict, manifest: manifests.Manifest) -> doctor.Findings:
-    """Every process does this; one of them reads the images and the others wait for what it saw."""
-    return doctor.examine(
-        manifest,
-        files.cache_folder(config.data.cache),
-        size=config.image.size,
-        canvas=config.data.canvas,
-        group=config.data.group,
-    )
 
 
 def _phases(context: Context, sources: list[Path]) -> dict[str, dict]:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from fgvc_jax import backbones, files
 from fgvc_jax.backbones.features import Preprocessing
 from fgvc_jax.config import arguments
-from fgvc_jax.data import cache, feed
+from fgvc_jax.data import cache, doctor, feed
 from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.errors import UserError
 from fgvc_jax.images.augment import View
@@ -36,6 +36,7 @@ class Context:
         manifest: Manifest,
         say: Callable[[str], None],
         stop: Stop,
+        look: doctor.Look | None = None,
     ):
         self.config, self.workdir, self.manifest = config, workdir, manifest
         self.say, self.stop = say, stop
@@ -45,7 +46,15 @@ class Context:
         self.later_seconds: float | None = None  # estimated time of the phases after this one
         self._pretrained: tree.Flat = {}
         self.view = make_view(config, self._load_backbone().info.preprocessing)
-        self.canvas = cache.canvas_size(manifest, config.data.canvas)
+        self.look = look or doctor.look(
+            manifest,
+            files.cache_folder(config.data.cache),
+            resize=self.view.resize,
+            squash=self.view.squash,
+            canvas=config.data.canvas,
+            feed=config.data.feed,
+        )
+        self.canvas = self.look.side
         self._canvases: dict[str, cache.Canvases | cache.Decoded] = {}
         self._resident: dict[str, feed.Resident] = {}
 
@@ -62,17 +71,7 @@ class Context:
 
     def canvases(self, split: str) -> cache.Canvases | cache.Decoded:
         if split not in self._canvases:
-            data, manifest, side = self.config.data, self.manifest, self.canvas
-            folder = files.cache_folder(data.cache)
-            keep = data.feed != "decoded"
-            if data.feed == "auto" and not cache.fits_on_disk(manifest, split, side, folder):
-                self.say(f"no room for the {split} images in {folder}: decoded anew each time")
-                keep = False
-            if keep:
-                found = cache.build(manifest, split, side, folder)
-            else:
-                found = cache.Decoded(manifest.splits[split].files, manifest.read, side)
-            self._canvases[split] = found
+            self._canvases[split] = self.look.canvases(self.manifest.splits[split].files)
         return self._canvases[split]
 
     def feed(self, splits: Sequence[str]) -> feed.Feed:
@@ -82,7 +81,7 @@ class Context:
         if choice == "streamed" or any(isinstance(view, cache.Decoded) for view in views):
             return feed.Feed(views, self.mesh)
         new = [split for split in dict.fromkeys(splits) if split not in self._resident]
-        need = sum(self.canvases(split).pixels.nbytes for split in new)
+        need = sum(self.canvases(split).nbytes for split in new)
         held = sum(
             r.pixels.nbytes / (self.mesh.size if r.spread else 1) for r in self._resident.values()
         )
@@ -109,7 +108,7 @@ class Context:
             classes=self.manifest.classes,
             class_ids=self.manifest.ids,
             view=self.view,
-            canvas=self.config.data.canvas,
+            canvas=max(self.canvas, self.config.data.canvas or cache.LEAST),
             dtype=str(self.dtype()),
             param_dtype=model.param_dtype,
             remat=model.remat,
@@ -182,6 +181,14 @@ def abstract_backbone(config: ConfigDict, dtype) -> nnx.Module:
         ) from error
     backbone.eval()
     return backbone
+
+
+def first_view(config: ConfigDict) -> View:
+    """The preprocessing, before there is a context."""
+    backbone = abstract_backbone(config, jnp.float32)
+    if config.model.pretrained:
+        load_pretrained(backbone, config.model.pretrained, allow=config.model.allow)
+    return make_view(config, backbone.info.preprocessing)
 
 
 def make_view(config: ConfigDict, wants: Preprocessing) -> View:
