@@ -70,7 +70,10 @@ def run(
     manifest = _find_inputs(config)
     _make_workdir(folder, manifest, config.data.source)
     if dry_run:
-        manifest = plan.few_images(load.split(manifest, config.data))
+        manifest = load.split(manifest, config.data)
+        if config.data.splits == "official":
+            manifests.check_classification(manifest)
+        manifest = plan.few_images(manifest)
     view = first_view(config)
     look = doctor.look(
         manifest,
@@ -97,7 +100,7 @@ def run(
             squash=view.squash,
             canvas=config.data.canvas,
             group=config.data.group,
-            classify=config.data.splits == "official",
+            classify=config.data.splits == "official" and not dry_run,
         )
         if config.data.on_bad == "skip":
             manifest = doctor.leave_out(manifest, findings)

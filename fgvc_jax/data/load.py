@@ -61,8 +61,15 @@ def read(data: ConfigDict) -> manifests.Manifest:
     """`config.data` -> a manifest with the splits that the data come with, and their faults.
 
     Raises:
-      UserError: where there is nothing to look at, or what is there can be read in two ways.
+      UserError: where there is nothing to look at, what is there can be read in two ways, or labels are
+        inconsistent.
     """
+    manifest = _read(data)
+    manifests.check_labels(manifest)
+    return manifest
+
+
+def _read(data: ConfigDict) -> manifests.Manifest:
     choose(data.splits, ("official", "retrieval"), "config.data.splits")
     if data.source == "digits":
         return sources.digits()

@@ -120,7 +120,7 @@ def _refuse(faults: Sequence[Fault]) -> None:
 
 
 def check_labels(manifest: Manifest) -> None:
-    """Raises UserError unless labels, classes and splits are consistent.
+    """Raises UserError unless labels, classes and splits are consistent; there is 'train' or, unsplit, 'all'.
 
     Runs on the host before anything reaches a device, where a label out of range would not fail
     but give NaN, wrap around or score zero in silence.
@@ -135,7 +135,7 @@ def check_labels(manifest: Manifest) -> None:
             f"{name}: {len(ids)} class ids, {len(set(ids))} of them different, for {len(classes)} classes; "
             "each class needs one of its own."
         )
-    if "train" not in manifest.splits:
+    if not {"train", "all"} & manifest.splits.keys():
         raise UserError(f"{name}: no 'train' split; there are: {', '.join(manifest.splits)}.")
 
     owner: dict[str, str] = {}

@@ -26,7 +26,7 @@ from fgvc_jax.data import manifest as manifests
 from fgvc_jax.data.doctor import duplicates, page
 from fgvc_jax.data.doctor.report import report
 from fgvc_jax.data.manifest import Manifest, Split
-from fgvc_jax.data.sources import digits, folder
+from fgvc_jax.data.sources import digits, folder, images
 from fgvc_jax.data.split import carve
 from fgvc_jax.errors import UserError
 
@@ -764,6 +764,28 @@ def test_training_stops_or_leaves_out(root, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="the images or labels have changed"):
         run.run(config, tmp_path / "run", say=said.append)
     assert (tmp_path / "run/data.json").read_bytes() == before
+
+
+def test_a_dry_run_looks_at_the_images_that_it_takes_only(root, tmp_path, monkeypatch):
+    for i in range(70):
+        shutil.copy(root / "train/a/0.jpg", root / f"train/a/copy{i}.jpg")
+    config = tiny.pipeline()
+    config.data.source, config.data.root = "folder", str(root)
+    config.phases = ("finetune",)
+    taken, read = [], []
+    plain = images.read_in
+
+    def counting(folder, file):
+        read.append(file)
+        return plain(folder, file)
+
+    monkeypatch.setattr("fgvc_jax.data.sources.folders.read_in", counting)
+    monkeypatch.setattr(run, "_phases", lambda context, _: taken.append(context.manifest) or {})
+    monkeypatch.setattr(run.summary, "lines", lambda *_: [])
+    config.data.on_bad = "skip"
+    run.run(config, tmp_path / "run", dry_run=True)
+    files = [f for split in taken[0].splits.values() for f in split.files]
+    assert sorted(read) == sorted(files) and len(files) < 50
 
 
 def test_a_dry_run_is_told_no_warnings(root, tmp_path, monkeypatch):
