@@ -127,7 +127,7 @@ def test_class_folder_without_images(refused, photos):
 def test_one_class_only(refused, tmp_path):
     fill(tmp_path / "photos", {"ant": 4})
     text = refused(*TINY, f"--config.data.root={tmp_path}/photos")
-    assert "Only one class" in text and "ant" in text and "at least two" in text
+    assert "1 class (ant)" in text and "at least two" in text
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

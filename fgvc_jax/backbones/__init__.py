@@ -80,14 +80,3 @@ def create(
         rngs=rngs,
         **arguments,
     )
-
-
-def arguments(name: str) -> dict[str, object]:
-    """The arguments that a backbone takes, with their defaults."""
-    family = next(family for family in FAMILIES if name in family.VARIANTS)
-    usual = {"width": 64} if family is resnet else {}
-    return {
-        key: (usual | family.VARIANTS[name])[key]
-        for key in family.ARGUMENTS
-        if key in usual | family.VARIANTS[name]
-    }

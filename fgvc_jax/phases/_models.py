@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from fgvc_jax import backbones, model
 from fgvc_jax.backbones import Preprocessing
+from fgvc_jax.data import cache
 from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.errors import UserError
 from fgvc_jax.images.augment import View
@@ -50,7 +51,7 @@ class Models:
             classes=self.manifest.classes,
             class_ids=self.manifest.ids,
             view=self.view,
-            canvas=self.canvas,
+            canvas=max(self.canvas, self.config.data.canvas or cache.LEAST),
             dtype=str(dtype_of(self.config)),
             param_dtype=settings.param_dtype,
             remat=settings.remat,
