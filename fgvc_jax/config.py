@@ -46,7 +46,7 @@ def base() -> ConfigDict:
     config.data.source = "folder"
     config.data.root = ""  # the folder; of 'list' the list
     config.data.images = ""  # what the paths in a list or a JSON are relative to; '' = its folder
-    # Of 'tfds': 'retrieval' = the first half of the classes in train, the second in test (cub, cars).
+    # 'retrieval' = the first half of the classes in train, the second in test; val has classes of train's.
     config.data.splits = "official"
     config.data.fold = 1  # which of several official splits; DTD has ten
     config.data.label_feature = (

@@ -187,7 +187,7 @@ def _phases(
     config = run.config
     mesh = meshes.make(config.devices.fsdp)
     data = Data(manifest, config.data, mesh, look)
-    models = Models(config, run.workdir, manifest, mesh, data.canvas)
+    models = Models(config, run.workdir, manifest, mesh, data.canvas_later(view_of(config)))
     todo = phases.of(config)
     hashes, shorter = _hashes(todo, manifests.digest(manifest))
     done: dict[str, Result] = {}

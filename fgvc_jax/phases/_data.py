@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from fgvc_jax.data import cache, feed
 from fgvc_jax.data.doctor import Look
 from fgvc_jax.data.manifest import Manifest
+from fgvc_jax.images.augment import View
 
 
 class Data:
@@ -29,6 +30,20 @@ class Data:
     def sizes(self) -> dict[str, int]:
         """Images by split."""
         return {name: len(split.labels) for name, split in self.manifest.splits.items()}
+
+    def canvas_later(self, view: View) -> int:
+        """The side of the canvases of images that a trained model is given later, pixels.
+
+        As here where images had to be shrunk; where they were all small, as much as larger ones need.
+        """
+        if self.look.facts.sizes.max() > self.canvas:
+            return self.canvas
+        return cache.canvas_side(
+            np.zeros((0, 2), np.int32),
+            resize=view.resize,
+            squash=view.squash,
+            canvas=self.settings.canvas,
+        )
 
     def labels(self, split: str) -> np.ndarray:
         return self.manifest.splits[split].labels

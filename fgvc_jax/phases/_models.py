@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 
 from fgvc_jax import backbones, model
 from fgvc_jax.backbones import Preprocessing
-from fgvc_jax.data import cache
 from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.errors import UserError
 from fgvc_jax.images.augment import View
@@ -30,6 +29,7 @@ class Models:
     """The models of a run.
 
     Attributes:
+      canvas: side of the canvases of images that a trained model is given later, pixels.
       view: the preprocessing: the config's, and where it says nothing what the weights were trained with.
     """
 
@@ -51,7 +51,7 @@ class Models:
             classes=self.manifest.classes,
             class_ids=self.manifest.ids,
             view=self.view,
-            canvas=max(self.canvas, self.config.data.canvas or cache.LEAST),
+            canvas=self.canvas,
             dtype=str(dtype_of(self.config)),
             param_dtype=settings.param_dtype,
             remat=settings.remat,
