@@ -168,11 +168,18 @@ def _check_training(section: ConfigDict, name: str, config: ConfigDict) -> None:
     if not 0 <= section.ema < 1:
         raise UserError(f"config.{name}.ema = {section.ema}; a decay lies in 0 (off) to below 1.")
     choose(section.init_from, ("best", "last"), f"config.{name}.init_from")
-    choose(section.head, ("keep", "fresh"), f"config.{name}.head")
+    choose(section.head, ("keep", "fresh", "means"), f"config.{name}.head")
+    choose(section.batch_norm, ("keep", "estimate"), f"config.{name}.batch_norm")
     choose(section.frozen_batch_norm, ("fixed", "update"), f"config.{name}.frozen_batch_norm")
     if section.blend and not section.init:
         raise UserError(
             f"config.{name}.blend = {section.blend!r} needs config.{name}.init to blend with."
+        )
+    if not section.init and (section.head == "means" or section.batch_norm == "estimate"):
+        key = "head" if section.head == "means" else "batch_norm"
+        raise UserError(
+            f"config.{name}.{key} = {section[key]!r} needs config.{name}.init, the phase whose weights it is "
+            "computed with."
         )
     if not 0 <= section.alpha <= 1:
         raise UserError(

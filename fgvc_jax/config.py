@@ -124,7 +124,12 @@ def training(**overrides) -> ConfigDict:
     section.blend = ""  # a second one; the backbone is then alpha * init + (1 - alpha) * blend
     section.alpha = 0.5
     section.init_from = "best"  # which checkpoint of those phases: 'best' by validation or 'last'
-    section.head = "keep"  # of the init phase; 'fresh' = new random weights
+    # 'keep' that of the init phase; 'fresh' = new random weights; 'means' = the nearest class mean, as a
+    # linear layer on the embeddings of the training images
+    section.head = "keep"
+    # BatchNorm's running statistics: 'keep' those of the init phase (blended, with a blend), or 'estimate'
+    # them anew from training images, which a blend of weights calls for
+    section.batch_norm = "keep"
     section.pairs = ""  # for methods that train on pairs: the mining phase that made them
     section.length = "30 epochs"
     section.batch = 64  # examples per step over all devices; for pairs: pairs

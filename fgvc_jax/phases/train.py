@@ -10,14 +10,14 @@ from flax import nnx
 
 from fgvc_jax import lengths, methods
 from fgvc_jax.data import sampler
-from fgvc_jax.data.feed import Feed
+from fgvc_jax.data.feed import Feed, gather
 from fgvc_jax.errors import UserError
 from fgvc_jax.metrics import classification
 from fgvc_jax.mining import pairs as mined
 from fgvc_jax.phases.context import Context
 from fgvc_jax.tracking.progress import Progress
 from fgvc_jax.tracking.writers import Writer
-from fgvc_jax.train import loop, optim, tree
+from fgvc_jax.train import initial, loop, optim, tree
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import step as steps
 from fgvc_jax.train.checkpoint import METRIC, Checkpoints
@@ -42,6 +42,11 @@ def check(context: Context, name: str) -> None:
     if not section.pairs:
         _order(section, context.manifest.splits["train"].labels, 0)
     _, params, _ = tree.split(module)
+    if section.head == "means" and not {"head/kernel", "head/bias"} <= params.keys():
+        raise UserError(
+            f"config.{name}.head = 'means' needs a method with one linear head, such as 'baseline'; "
+            f"{section.method!r} has none. Use 'keep' or 'fresh'."
+        )
     if all(tree.matches(section.freeze, path) for path in params):
         raise UserError(f"config.{name}.freeze = {section.freeze!r} leaves nothing to train.")
     patterns = [(pattern, "freeze") for pattern in section.freeze]
@@ -330,7 +335,7 @@ def _initial_model(context: Context, name: str, section, description):
             kind: tree.blend(source[kind], second[kind], section.alpha, "backbone/")
             for kind in ("params", "stats")
         }
-    fresh = section.head == "fresh"
+    fresh = section.head != "keep"
     taken = 0
     for ours, theirs in ((params, source["params"]), (stats, source["stats"])):
         for path, value in theirs.items():
@@ -342,4 +347,55 @@ def _initial_model(context: Context, name: str, section, description):
         f"  starts from {section.init}{blended}: {taken} arrays taken, "
         f"{len(params) + len(stats) - taken} fresh"
     )
+    if section.batch_norm == "estimate":
+        stats = _estimated_batch_norm(context, name, section.batch, module, params, stats)
+    if section.head == "means":
+        params |= _class_mean_head(context, section.batch, tree.merge(static, params, stats))
     return tree.merge(static, params, stats)
+
+
+def _estimated_batch_norm(context: Context, name: str, batch: int, module, params, stats):
+    """The statistics over one epoch of training images, augmented as in training."""
+    if not stats:
+        context.say("  no BatchNorm in this backbone, so batch_norm = 'estimate' changes nothing")
+        return stats
+    count = len(context.manifest.splits["train"].labels)
+    seed = phase_seed(context.config.seed, f"{name}/batch_norm")
+    feed, forward = context.feed(["train"]), initial.batch_statistics(module)
+
+    @jax.jit
+    def one(params, stats, resident, batch, number):
+        pixels, sizes = gather(resident, batch, context.mesh)
+        keys = steps.example_keys(np.uint32(seed), number, 0, pixels.shape[0])
+        images = steps.random_views(keys, pixels, sizes, context.view, context.dtype())
+        return forward(params, stats, images)
+
+    order = sampler.shuffled(count, batch, seed).slice(slice(0, -(-count // batch)))
+    batches = feed.stream(order, {"index": np.arange(count)[:, None]})
+    context.say(f"  BatchNorm's statistics estimated anew from {count:,} training images")
+    return initial.estimate_batch_norm(
+        one(params, stats, feed.resident, batch, number) for number, batch in enumerate(batches)
+    )
+
+
+def _class_mean_head(context: Context, batch: int, module) -> tree.Flat:
+    """The head of the nearest class mean, on the training images without augmentation."""
+    _, params, stats = tree.split(module)
+    weights = {"params": params, "stats": stats}
+    weights = jax.device_put(weights, meshes.shardings(weights, context.mesh))
+    labels = context.manifest.splits["train"].labels
+    index = np.arange(len(labels))[:, None]
+    feed = context.feed(["train"])
+    found = predict_all(context.predictor(module), weights, feed, index, batch)
+    kernel, bias = initial.class_mean_head(
+        found["embedding"], labels, len(context.manifest.classes)
+    )
+    right = np.mean((found["embedding"] @ kernel + bias).argmax(1) == labels)
+    context.say(
+        f"  its head is the nearest class mean, right on {right:.1%} of the training images"
+    )
+    old = params["head/kernel"]
+    return {
+        "head/kernel": jax.numpy.asarray(kernel, old.dtype),
+        "head/bias": jax.numpy.asarray(bias, old.dtype),
+    }
