@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from fgvc_jax.config import base
 from fgvc_jax.errors import UserError, did_you_mean
-from fgvc_jax.recipes import BACKBONE, PLAIN, finer, merge
+from fgvc_jax.recipes import BACKBONE, PLAIN, RETRAIN, finer, merge
 
 # The authors' settings as committed, by data set and backbone. What their files inherit from their defaults
 # is filled in (batch 128, 100 epochs, 1e-3, alpha 1, not frozen; 128, 40 epochs, 4e-4, Q = 7).
@@ -131,11 +131,12 @@ def finenet(dataset: str, variant: str) -> ConfigDict:
         finetune=PLAIN | {"batch": batch},
         mine={"top_classes": top_classes},
         pairs=merge(pairs, {"optimizer": {"learning_rate": max(pair_rate, 4e-4)}}),
-        retrain={
-            "init": {"alpha": alpha if alpha < 1 else 0.5},
-            "length": "10 epochs",
-            "optimizer": {"learning_rate": rate, "freeze": freeze},
-            "schedule": {"warmup": "1 epochs"},
-        },
+        retrain=merge(
+            RETRAIN,
+            {
+                "init": {"alpha": alpha if alpha < 1 else 0.5},
+                "optimizer": {"freeze": freeze},
+            },
+        ),
     )
     return config

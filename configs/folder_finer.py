@@ -23,9 +23,6 @@ def get_config():
         finetune=recipes.PLAIN,
         mine={},
         pairs={"optimizer": {"learning_rate": 4e-4, "momentum": 0.95, "weight_decay": 5e-4}},
-        retrain={
-            "length": "10 epochs",
-            "optimizer": {"learning_rate": 0.01, "freeze": recipes.BACKBONE},
-        },
+        retrain=recipes.RETRAIN,
     )
     return config

@@ -17,7 +17,7 @@ from fgvc_jax.data.manifest import Manifest, Split
 from fgvc_jax.errors import UserError
 from fgvc_jax.images.augment import View
 from fgvc_jax.model import Specification, load_specification
-from fgvc_jax.phases._models import Models
+from fgvc_jax.phases._models import Models, view_of
 from fgvc_jax.phases.train import phase_seed
 from fgvc_jax.run import run
 from fgvc_jax.train import mesh as meshes
@@ -141,6 +141,20 @@ def test_released_numbers_are_the_authors(row):
     assert (image.size, image.resize) == {"384": (384, 512)}.get(backbone[-3:], (224, 256))
     assert tuple(image.mean) == (0.485, 0.456, 0.406)  # ImageNet's, for their ViT too
     assert tuple(image.std) == (0.229, 0.224, 0.225)
+    assert image.interpolation == "bilinear"  # of torchvision's transforms, which name none
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[1]}-{row[0]}")
+def test_our_pair_phase_has_a_rate_that_moves_weights(row):
+    ours = get(f"{row[1]}_finer:{row[0]}").pairs.optimizer
+    assert ours.learning_rate == 4e-4  # one file of the authors has 1e-6; all the others this
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "vit_b16_224", "vit_b16_384"])
+def test_released_runs_resize_as_torchvisions_transforms(backbone):
+    config = get(f"dtd_finer:{backbone}:released")
+    config.model.pretrained = ""
+    assert view_of(config).interpolation == "bilinear"
 
 
 # At full size, as shapes

@@ -1,31 +1,54 @@
 """The weights that a training phase starts from: pretrained, an earlier phase's, or two interpolated."""
 
 import logging
+from collections.abc import Iterator
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 
+from fgvc_jax.data import sampler
+from fgvc_jax.data.feed import gather
 from fgvc_jax.model import Specification
+from fgvc_jax.phases._data import Data
 from fgvc_jax.phases._models import Models
-from fgvc_jax.train import tree
+from fgvc_jax.train import initial, tree
+from fgvc_jax.train import mesh as meshes
+from fgvc_jax.train import step as steps
+from fgvc_jax.train.predict import predict_all
 
 log = logging.getLogger(__name__)
 
-HEADS = ("keep", "fresh")
+HEADS = ("keep", "fresh", "means")
+BATCH_NORMS = ("keep", "estimate")
+
+Weights = dict[str, tree.Flat]  # {'params', 'batch_stats'}
 
 
 def weights(
-    seed: int, init: ConfigDict, specification: Specification, models: Models
-) -> dict[str, tree.Flat]:
-    """{'params', 'batch_stats'} at step 0.
+    section: ConfigDict,
+    specification: Specification,
+    data: Data,
+    models: Models,
+    *,
+    seed: int,
+    batch_norm_seed: int,
+) -> Weights:
+    """The weights at step 0.
 
     Args:
-      seed: of the phase, for what is drawn anew.
-      init: `config.<phase>.init`.
+      section: of the phase; its group `init` says where they come from.
+      seed: for what is drawn anew; batch_norm_seed: for the images that BatchNorm's statistics are
+        estimated from.
     """
+    init = section.init
     if not init.phase:
         return tree.weights(models.starting_model(specification))
     # Of its own draw: a fresh head must not be the one that the fine-tune started from.
-    ours = tree.weights(specification.build(seed))
+    module = specification.build(seed)
+    ours = tree.weights(module)
     _, _, source = models.trained(init.phase, init.checkpoint)
     note = ""
     if init.interpolate:
@@ -43,4 +66,56 @@ def weights(
                 taken += 1
     fresh = sum(map(len, ours.values())) - taken
     log.info("  starts from %s%s: %s arrays taken, %s fresh", init.phase, note, taken, fresh)
+    if init.batch_norm == "estimate":
+        found = _estimated_batch_norm(module, ours, data, models, section.batch, batch_norm_seed)
+        ours["batch_stats"] = found
+    if init.head == "means":
+        ours["params"] |= _class_mean_head(module, ours, data, models, section.batch)
     return ours
+
+
+def _estimated_batch_norm(
+    module: nnx.Module, ours: Weights, data: Data, models: Models, batch: int, seed: int
+) -> tree.Flat:
+    """The statistics over one epoch of training images, augmented as in training."""
+    if not ours["batch_stats"]:
+        log.info("  no BatchNorm in this backbone, so batch_norm = 'estimate' changes nothing")
+        return ours["batch_stats"]
+    count, feed = data.sizes["train"], data.feed(["train"])
+    forward, preprocess = initial.batch_statistics(module), models.preprocess()
+
+    @jax.jit
+    def one(weights, resident, batch, number):
+        pixels, sizes = gather(resident, batch, data.mesh)
+        keys = steps.example_keys(np.uint32(seed), number, 0, pixels.shape[0])
+        images = preprocess(keys, pixels, sizes)
+        return forward(weights["params"], weights["batch_stats"], images)
+
+    def batches() -> Iterator[tree.Flat]:
+        order = sampler.shuffled(count, batch, seed).slice(slice(0, -(-count // batch)))
+        stream = feed.stream(order, {"index": np.arange(count)[:, None]})
+        for number, examples in enumerate(stream):
+            yield one(ours, feed.resident, examples, number)
+
+    log.info("  BatchNorm's statistics estimated anew from %s training images", f"{count:,}")
+    return initial.estimate_batch_norm(batches())
+
+
+def _class_mean_head(
+    module: nnx.Module, ours: Weights, data: Data, models: Models, batch: int
+) -> tree.Flat:
+    """The head of the nearest class mean, on the training images without augmentation."""
+    on_mesh = jax.device_put(ours, meshes.shardings(ours, data.mesh))
+    predict = models.predictor(tree.split(module)[0])
+    found = predict_all(predict, on_mesh, data.whole("train", batch))["embedding"]
+    labels = data.labels("train")
+    kernel, bias = initial.class_mean_head(found, labels, len(data.manifest.classes))
+    right = np.mean((found @ kernel + bias).argmax(1) == labels)
+    log.info(
+        "  its head is the nearest class mean, right on %.1f %% of the training images", 100 * right
+    )
+    old = ours["params"]["head/kernel"]
+    return {
+        "head/kernel": jnp.asarray(kernel, old.dtype),
+        "head/bias": jnp.asarray(bias, old.dtype),
+    }

@@ -67,7 +67,12 @@ def defaults() -> ConfigDict:
     section.init.checkpoint = "best"  # of that phase: 'best' by validation, or 'last'
     section.init.interpolate = ""  # a second phase: backbone = alpha * phase + (1 - alpha) * this
     section.init.alpha = 0.5
-    section.init.head = "keep"  # the head of that phase; 'fresh' = new random weights
+    # The head: 'keep' that phase's; 'fresh' = new random weights; 'means' = the nearest class mean, as a
+    # linear layer on the embeddings of the training images.
+    section.init.head = "keep"
+    # BatchNorm's running statistics: 'keep' that phase's (or the interpolated ones), or 'estimate' them anew
+    # from training images, which interpolated weights call for.
+    section.init.batch_norm = "keep"
 
     section.sampler = ConfigDict()
     # 'shuffled' epochs; 'balanced': every class equally often; 'classes_by_images': a batch has
@@ -204,6 +209,11 @@ class Phase(Base):
         batch = batch_of(
             data.mesh, section.batch, self.method.images_per_example, data.canvas, **columns
         )
+        if section.init.head == "means" and "head/kernel" not in program.state["params"]:
+            raise UserError(
+                f"{where}.init.head = 'means' makes a linear layer called head, and method "
+                f"{section.method!r} has none. Use 'keep' or 'fresh'."
+            )
         try:
             program.trace(batch)
         except (TypeError, ValueError, ZeroDivisionError) as error:
@@ -242,7 +252,12 @@ class Phase(Base):
             log.info("  %s goes on from step %s of %s", self.name, first, length.steps)
         else:
             weights = starts.weights(
-                phase_seed(self.config.seed, self.name), section.init, specification, models
+                section,
+                specification,
+                data,
+                models,
+                seed=phase_seed(self.config.seed, self.name),
+                batch_norm_seed=phase_seed(self.config.seed, f"{self.name}/batch_norm"),
             )
             state = new_state(program, weights["params"], weights["batch_stats"], recipe)
         writer = None
@@ -501,6 +516,14 @@ def _check_choices(section: ConfigDict, where: str) -> None:
     choose(schedule.name, optim.SCHEDULES, f"{where}.schedule.name")
     choose(init.checkpoint, ("best", "last"), f"{where}.init.checkpoint")
     choose(init.head, starts.HEADS, f"{where}.init.head")
+    choose(init.batch_norm, starts.BATCH_NORMS, f"{where}.init.batch_norm")
+    for key, value in (("head", "means"), ("batch_norm", "estimate"), ("interpolate", None)):
+        given = init[key] if value is None else init[key] == value
+        if given and not init.phase:
+            raise UserError(
+                f"{where}.init.{key} = {init[key]!r} needs {where}.init.phase, the phase whose weights it "
+                "starts from."
+            )
     choose(opt.frozen_batch_norm, ("fixed", "update"), f"{where}.optimizer.frozen_batch_norm")
     for key in (
         "batch",
@@ -522,10 +545,6 @@ def _check_choices(section: ConfigDict, where: str) -> None:
         )
     if not 0 <= section.ema < 1:
         raise UserError(f"{where}.ema = {section.ema}; a decay lies in 0 (off) to below 1.")
-    if init.interpolate and not init.phase:
-        raise UserError(
-            f"{where}.init.interpolate = {init.interpolate!r} needs {where}.init.phase to start from."
-        )
     if not 0 <= init.alpha <= 1:
         raise UserError(
             f"{where}.init.alpha = {init.alpha}; the weight of the first phase is 0 to 1."
