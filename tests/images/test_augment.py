@@ -1,13 +1,9 @@
 """Crop boxes and whole views against torchvision."""
 
-import os
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 from fgvc_jax.images.augment import (
     View,
@@ -20,39 +16,6 @@ from fgvc_jax.images.augment import (
 from fgvc_jax.ops.crop import crop_resize
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@pytest.fixture(scope="module")
-def transforms():
-    torch = pytest.importorskip("torch", reason="torchvision is the reference for crops and views")
-    if not hasattr(torch.ops.torchvision, "nms"):
-        # A torchvision built for CUDA beside a CPU torch imports only with these declared.
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        torch.torchvision_schemas = library  # it must outlive this function
-    module = pytest.importorskip(
-        "torchvision.transforms", reason="torchvision is the reference for crops and views"
-    )
-    return module
-
-
-def photo(h, w):
-    """A real photo resized to h x w where there is one, else smooth colours with noise."""
-    here = Path(__file__).resolve().parents[2] / "../shared/data/produce31"
-    files = sorted(Path(os.environ.get("FGVC_PRODUCE31", here)).glob("train/*/*.jpg"))
-    if files:
-        return Image.open(files[7]).convert("RGB").resize((w, h), Image.Resampling.BICUBIC)
-    y, x = np.mgrid[:h, :w] / 30
-    smooth = 128 + 100 * np.stack([np.sin(x * y), np.cos(x - y), np.sin(x + 2 * y)], -1)
-    noise = np.random.default_rng(0).normal(0, 10, smooth.shape)
-    return Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8))
-
-
-def on_canvas(image, side=400):
-    canvas = np.zeros((side, side, 3), np.uint8)
-    canvas[: image.height, : image.width] = np.asarray(image)
-    return canvas, np.array([image.height, image.width], np.int32)
 
 
 # (image, resize, crop): down, up, odd spares, long side cut by int(), crop larger than the image in
@@ -72,12 +35,12 @@ GEOMETRIES = [
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("hw", "resize", "size"), GEOMETRIES)
 def test_eval_view_is_torchvision_resize_and_center_crop(
-    transforms, hw, resize, size, interpolation
+    transforms, photo, on_canvas, hw, resize, size, interpolation
 ):
     image = photo(*hw)
     mode = transforms.InterpolationMode(interpolation)
     ref = transforms.CenterCrop(size)(transforms.Resize(resize, mode)(image))
-    canvas, valid = on_canvas(image)
+    canvas, valid = on_canvas(image, 400)
     view = View(size, resize, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), interpolation=interpolation)
     got = 255 * np.asarray(jax.jit(eval_view, static_argnums=2)(canvas, valid, view))
     error = np.abs(got - np.asarray(ref, np.float32))
@@ -86,7 +49,7 @@ def test_eval_view_is_torchvision_resize_and_center_crop(
     assert error.max() <= (1.01 if interpolation == "bilinear" else 2.0)
 
 
-def test_normalise_is_torchvisions(transforms):
+def test_normalise_is_torchvisions(transforms, photo):
     image = photo(32, 32)
     ref = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])(image)
     got = normalise(jnp.asarray(image, jnp.float32), View(32, 32, MEAN, STD))
@@ -149,7 +112,7 @@ def test_center_crop_box_is_in_source_pixels():
     np.testing.assert_allclose(box, [10, 60, 80, 80])
 
 
-def test_train_view_is_its_box_and_flip_then_normalised():
+def test_train_view_is_its_box_and_flip_then_normalised(photo, on_canvas):
     image = photo(60, 80)
     canvas, hw = on_canvas(image, 80)
     view = View(24, 28, MEAN, STD)
@@ -170,7 +133,7 @@ def test_train_view_is_its_box_and_flip_then_normalised():
     assert got.dtype == np.float32
 
 
-def test_flip_probability_zero_and_one():
+def test_flip_probability_zero_and_one(photo, on_canvas):
     canvas, hw = on_canvas(photo(40, 40), 40)
     # Scale 1 and ratio 1 leave the whole image.
     whole = View(40, 40, MEAN, STD, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)

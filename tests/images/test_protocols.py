@@ -5,7 +5,6 @@ import functools
 import jax
 import numpy as np
 import pytest
-from test_augment import on_canvas, photo, transforms  # noqa: F401 (a fixture)
 
 from fgvc_jax import config as configs
 from fgvc_jax.errors import UserError
@@ -32,7 +31,7 @@ def view_of(name):
     return make_view(protocols.apply(config).image, Wants)
 
 
-def resize_of(transforms, name):  # noqa: F811
+def resize_of(transforms, name):
     """The first transform of each pipeline as their authors wrote it, then the crop's pad and size."""
     pipelines = {
         "fgvc448": ((550, 550), 8, 448),
@@ -52,12 +51,12 @@ RANDOM = [name for name, keys in protocols.PROTOCOLS.items() if keys["crop"] == 
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_protocol_is_its_torchvision_pipeline(transforms, name):  # noqa: F811
+def test_protocol_is_its_torchvision_pipeline(transforms, photo, on_canvas, name):
     resize, pad, crop = resize_of(transforms, name)
     view = view_of(name)
     assert view.size == crop
     image = photo(333, 250)
-    canvas, hw = on_canvas(image)
+    canvas, hw = on_canvas(image, 400)
 
     ref = np.asarray(transforms.CenterCrop(crop)(resize(image)), np.float32)
     got = 255 * np.asarray(jax.jit(eval_view, static_argnums=2)(canvas, hw, view))
