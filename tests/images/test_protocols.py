@@ -9,7 +9,8 @@ import pytest
 from fgvc_jax import config as configs
 from fgvc_jax.errors import UserError
 from fgvc_jax.images import protocols
-from fgvc_jax.images.augment import eval_view, random_crop_box, train_view
+from fgvc_jax.images.augment import eval_view, train_view
+from fgvc_jax.images.boxes import random_crop_box
 from fgvc_jax.phases._models import make_view
 
 # Pillow rounds to whole grey levels after each of its two passes; bilinear weights never leave the range. A
