@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 from result import add_out, facts, import_torchvision, spread, write
 
-from fgvc_jax.data import cache, feed, sampler
+from fgvc_jax.data import cache, doctor, feed, sampler
 from fgvc_jax.data.sources import folder
 from fgvc_jax.train import mesh as meshes
 
@@ -95,7 +95,8 @@ def main():
 def measure(args, root: Path, directory: Path) -> dict:
     manifest = folder(root)
     files = manifest.splits["train"].files
-    canvas = cache.canvas_size(manifest, args.canvas)
+    sizes = cache.image_sizes(manifest, files)
+    canvas = cache.canvas_side(sizes, resize=round(args.size / 0.875), canvas=args.canvas)
     streams = {}
     if args.torch:  # first, because its workers are forks, which should not inherit jax's threads
         try:
@@ -105,7 +106,8 @@ def measure(args, root: Path, directory: Path) -> dict:
         except ImportError as error:
             print(f"torch is not measured: {error}")
     before, start = peak(), time.perf_counter()
-    canvases = cache.build(manifest, "train", canvas, directory)
+    look = doctor.look(manifest, directory, resize=args.size, canvas=canvas, feed="streamed")
+    canvases = look.canvases(files)
     seconds = time.perf_counter() - start
     preparation = {
         "images": len(files),
@@ -115,7 +117,7 @@ def measure(args, root: Path, directory: Path) -> dict:
         "canvas": canvas,
         "preparation_images_per_second": len(files) / seconds,
         "preparation_peak_memory_mb": peak() - before,
-        "cache_mb": canvases.pixels.nbytes / 1e6,
+        "cache_mb": canvases.nbytes / 1e6,
     }  # fmt: skip
 
     feed.THREADS = args.workers

@@ -28,8 +28,7 @@ from PIL import Image
 from result import add_out, facts, write
 
 from fgvc_jax.config import base
-from fgvc_jax.data import doctor
-from fgvc_jax.data.load import load
+from fgvc_jax.data import doctor, load
 from fgvc_jax.data.sampler import shuffled
 
 CLASSES, BATCH = 100, 64
@@ -82,10 +81,14 @@ def main():
             print(name, stages[name], flush=True)
             return result
 
-        manifest = measure("index", lambda: load(data))
+        manifest = measure("index", lambda: load.load(data))
         cache = Path(temporary, "cache")
-        findings = measure("check", lambda: doctor.examine(manifest, cache))
-        assert measure("again", lambda: doctor.examine(manifest, cache)) == findings
+
+        def check():
+            return doctor.judge(manifest, doctor.collect(manifest, cache))
+
+        findings = measure("check", check)
+        assert measure("again", check) == findings
         assert not findings.of("error")
         train = len(manifest.splits["train"].files)
 

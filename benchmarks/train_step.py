@@ -16,10 +16,10 @@ Every rate is images/s over one round; ratios are of rates within a round.
 """
 
 import argparse
+import dataclasses
 import functools
 import os
 import time
-from unittest import mock
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")  # the other half is torch's
 # torch's threads otherwise spin while they wait; where cores are shared that slows it several times.
@@ -32,7 +32,8 @@ from result import add_out, facts, import_torchvision, spread, write
 
 from fgvc_jax.backbones import names
 from fgvc_jax.data.cache import Canvases
-from fgvc_jax.data.feed import Feed, make_resident
+from fgvc_jax.data.feed import Feed, gather, make_resident
+from fgvc_jax.images.batch import random_views
 from fgvc_jax.images.view import View
 from fgvc_jax.model import Specification
 from fgvc_jax.train import mesh as meshes
@@ -61,8 +62,13 @@ def ours(args):
     ).build()
     module.train()
     static, params, stats = tree.split(module)
-    optimizer = optim.direction("sgd", list(params), momentum=MOMENTUM, weight_decay=DECAY)
-    state = steps.init_state(params, stats, optimizer, freeze=())
+    recipe = steps.Recipe(
+        optimizer=optim.optimizer("sgd", list(params), momentum=MOMENTUM, weight_decay=DECAY),
+        learning_rate=optim.schedule("constant", peak=RATE, total=1),
+        total_steps=1,
+        steps_per_epoch=1.0,
+    )
+    state = steps.init_state(params, stats, recipe)
     state = jax.device_put(state, meshes.shardings(state, mesh))
 
     side = args.size * 8 // 7  # 256 for 224
@@ -80,28 +86,25 @@ def ours(args):
     images = jax.random.normal(jax.random.key(0), (args.batch, args.size, args.size, 3), dtype)
     ready = batch | {"pixels": jax.device_put(images[:, None], batch["pixels"].sharding)}
 
-    def compile_step(batch, resident=(), **kw):
+    augment = functools.partial(random_views, view=view, dtype=dtype)
+
+    def as_given(keys, pixels, sizes):
+        return pixels[:, 0]
+
+    def compile_step(batch, resident=(), preprocess=augment, **kw):
         function = steps.train_step(
-            module,
-            state,
+            *(module, state, dataclasses.replace(recipe, **kw)),
             mesh=mesh,
-            view=view,
-            optimizer=optimizer,
-            rate=optim.schedule("constant", peak=RATE, total=1),
-            scales=dict.fromkeys(params, 1.0),
-            freeze=(),
-            total_steps=1,
-            dtype=dtype,
-            **kw,
+            gather=functools.partial(gather, mesh=mesh),
+            preprocess=preprocess,
         )
         start = time.perf_counter()
         compiled = function.lower(state, resident, batch, SEED).compile()
         return compiled, round(time.perf_counter() - start, 1)
 
-    with mock.patch.object(steps, "random_views", lambda keys, pixels, *rest: pixels[:, 0]):
-        compiled = {"ours": compile_step(ready)}
-        if args.sam:
-            compiled["ours_sam"] = compile_step(ready, wrap=lambda g: sam(g, 0.05))
+    compiled = {"ours": compile_step(ready, preprocess=as_given)}
+    if args.sam:
+        compiled["ours_sam"] = compile_step(ready, preprocess=as_given, wrap=lambda g: sam(g, 0.05))
     if args.augmented:
         compiled["ours_augmented"] = compile_step(batch)
         compiled["ours_resident"] = compile_step(ordered, resident)

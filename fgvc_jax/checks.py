@@ -59,13 +59,11 @@ def _check_data(data: ConfigDict) -> None:
             f"config.data.images = {data.images!r} is for the sources 'list' and 'inaturalist'; "
             f"{data.source!r} finds its images in config.data.root."
         )
-    if data.source != "tfds":
-        for key, usual in (("splits", "official"), ("fold", 1)):
-            if data[key] != usual:
-                raise UserError(
-                    f"config.data.{key} = {data[key]!r} is for the source 'tfds'; "
-                    f"{data.source!r} has no such choice."
-                )
+    choose(data.splits, ("official", "retrieval"), "config.data.splits")
+    if data.source != "tfds" and data.fold != 1:
+        raise UserError(
+            f"config.data.fold = {data.fold!r} is for the source 'tfds'; {data.source!r} has no folds."
+        )
 
 
 def _check_image(image: ConfigDict) -> None:

@@ -46,7 +46,7 @@ def base() -> ConfigDict:
     config.data.source = "folder"
     config.data.root = ""  # the folder; of 'list' the list
     config.data.images = ""  # what the paths in a list or a JSON are relative to; '' = its folder
-    # Of 'tfds': 'retrieval' = the first half of the classes in train, the second in test (cub, cars).
+    # 'retrieval' = the first half of the classes in train, the second in test; val has classes of train's.
     config.data.splits = "official"
     config.data.fold = 1  # which of several official splits; DTD has ten
     config.data.label_feature = (
@@ -60,7 +60,8 @@ def base() -> ConfigDict:
     config.data.group = ""
     config.data.split_seed = 0  # stays when `seed` changes: other seeds, the same split
     config.data.on_bad = "stop"  # 'skip' leaves bad training images out; see `fgvc check`
-    config.data.canvas = 512  # images with a longer side are shrunk to it, once, when cached
+    # Images with a longer side are shrunk to it, once, when cached; 0 = what the resize needs, 512 at least.
+    config.data.canvas = 0
     config.data.cache = ""  # folder of the decoded images; '' = $FGVC_CACHE or ~/.cache/fgvc_jax
     # 'resident' in device memory; 'streamed' from the cache on the host's disk; 'decoded' anew each time,
     # with no cache; 'auto': the first of these that there is room for.

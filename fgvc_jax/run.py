@@ -13,21 +13,20 @@ import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from fgvc_jax import checks, files, phases, plan, rerun, workdir
-from fgvc_jax.data import doctor
+from fgvc_jax import checks, files, methods, phases, plan, rerun, workdir
+from fgvc_jax.data import doctor, load
 from fgvc_jax.data import manifest as manifests
-from fgvc_jax.data.load import load
 from fgvc_jax.errors import UserError
 from fgvc_jax.images import protocols
 from fgvc_jax.phases._base import Phase, Result
 from fgvc_jax.phases._data import Data
-from fgvc_jax.phases._models import Models
+from fgvc_jax.phases._models import Models, view_of
 from fgvc_jax.phases._run import Run
 from fgvc_jax.report import summary
 from fgvc_jax.tracking.progress import duration
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train.stop import Interrupted, Stop
-from fgvc_jax.weights.published import locate
+from fgvc_jax.weights import published
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +67,37 @@ def run(
     log.info("device: %s", meshes.name_devices())
     use_compilation_cache()
     manifest = _find_inputs(config)
-    rerun.check_refit(config, manifest)
-    if dry_run:
-        manifest = rerun.few_images(manifest)
     _make_workdir(folder, manifest, config.data.source)
+    view, classifying = view_of(config), _classifying(config)
+    if dry_run:  # without a look at all the others
+        manifest = load.split(manifest, config.data)
+        if classifying:
+            manifests.check_classification(manifest)
+        manifest = rerun.few_images(manifest)
+    look = doctor.look(
+        manifest,
+        files.cache_folder(config.data.cache),
+        resize=view.resize,
+        squash=view.squash,
+        canvas=config.data.canvas,
+        feed=config.data.feed,
+        on_bad=config.data.on_bad,
+    )
+    if not dry_run:
+        manifest = load.split(manifest, config.data, look.facts)
+    rerun.check_refit(config, manifest)
     results: dict[str, dict[str, Result]] = {}
     with workdir.locked(folder, main), Stop() as stop:
-        findings = _examine(config, manifest)
+        findings = doctor.judge(
+            manifest,
+            look.facts,
+            size=view.size,
+            resize=view.resize,
+            squash=view.squash,
+            canvas=config.data.canvas,
+            group=config.data.group,
+            classify=classifying and not dry_run,
+        )
         if config.data.on_bad == "skip":
             manifest = doctor.leave_out(manifest, findings)
         workdir.claim(config, manifest, folder, main)
@@ -91,13 +114,13 @@ def run(
                 seeded.seed = config.seed + seed
                 if part:
                     log.info("seed %s:", seeded.seed)
-                results[part] = _phases(Run(seeded, folder / part, stop), manifest, sources)
+                results[part] = _phases(Run(seeded, folder / part, stop), manifest, look, sources)
                 if config.protocol == "refit":
                     log.info("refit on train + val, with the lengths that validation picked:")
                     again = rerun.refit(seeded, results[part], manifest)
                     inner = os.path.join(part, "refit")
                     whole = rerun.train_and_val(manifest)
-                    results[inner] = _phases(Run(again, folder / inner, stop), whole, sources)
+                    results[inner] = _phases(Run(again, folder / inner, stop), whole, look, sources)
         except Interrupted:
             log.info("stopped; everything is saved, the same command goes on from here.")
             raise
@@ -133,49 +156,50 @@ def _sources(reuse: str | os.PathLike) -> list[Path]:
 
 
 def _find_inputs(config: ConfigDict) -> manifests.Manifest:
-    """The data; one UserError that names all that is missing, weights included."""
-    missing, found = [], None
+    """The data; one UserError that names all that is missing, before anything is downloaded."""
+    missing, manifest = [], None
     try:
-        found = load(config.data)
+        manifest = load.read(config.data)
     except UserError as error:
         missing.append(str(error))
     if config.model.pretrained:
         try:
-            locate(config.model.pretrained)
+            published.find(config.model.pretrained)
         except UserError as error:
             missing.append(str(error))
     if missing:
         raise UserError("\n".join(missing))
-    return found
+    if config.model.pretrained:
+        published.locate(config.model.pretrained)
+    return manifest
 
 
-def _examine(config: ConfigDict, manifest: manifests.Manifest) -> doctor.Findings:
-    """Every process does this; one of them reads the images and the others wait for what it saw."""
-    return doctor.examine(
-        manifest,
-        files.cache_folder(config.data.cache),
-        size=config.image.size,
-        canvas=config.data.canvas,
-        group=config.data.group,
-    )
+def _classifying(config: ConfigDict) -> bool:
+    """Whether a phase needs a training image of every class."""
+    trained = [p.section for p in phases.of(config) if p.section.kind == "train"]
+    return any(methods.get(section.method).evaluator != "retrieve" for section in trained)
 
 
-def _phases(run: Run, manifest: manifests.Manifest, sources: list[Path]) -> dict[str, Result]:
+def _phases(
+    run: Run, manifest: manifests.Manifest, look: doctor.Look, sources: list[Path]
+) -> dict[str, Result]:
     """All phases in one folder, for one seed."""
     config = run.config
     mesh = meshes.make(config.devices.fsdp)
-    data = Data(manifest, config.data, mesh)
-    models = Models(config, run.workdir, manifest, mesh, data.canvas)
+    data = Data(manifest, config.data, mesh, look)
+    models = Models(config, run.workdir, manifest, mesh, data.canvas_later(view_of(config)))
     todo = phases.of(config)
     hashes, shorter = _hashes(todo, manifests.digest(manifest))
     done: dict[str, Result] = {}
     for phase in todo:
         directory = run.workdir / phase.name
-        found = workdir.done(directory)
-        if found.get("hash") != hashes[phase.name] and sources and run.main:
+        if workdir.done(directory).get("hash") != hashes[phase.name] and sources:
             steps = plan.costs(todo, models, data.sizes, done)[phase.name].steps
             both = (hashes[phase.name], shorter[phase.name])
-            found = workdir.take_over(phase.name, directory, both, steps, sources)
+            if run.main:
+                workdir.take_over(phase.name, directory, both, steps, sources)
+            _wait_for_all(f"took over {phase.name}")
+        found = workdir.done(directory)
         if found.get("hash") == hashes[phase.name]:
             done[phase.name] = found
     left = [phase for phase in todo if phase.name not in done]
@@ -184,8 +208,6 @@ def _phases(run: Run, manifest: manifests.Manifest, sources: list[Path]) -> dict
     else:  # what is wrong with arguments or images is told before anything trains
         for phase in left:
             phase.prepare(run, data, models)
-        for split in data.sizes:
-            data.canvases(split)
         costs, second = plan.costs(todo, models, data.sizes, done), plan.seconds_per_image(models)
         for line in plan.lines(costs, second, done):
             log.info(line)
@@ -210,11 +232,15 @@ def _phases(run: Run, manifest: manifests.Manifest, sources: list[Path]) -> dict
         }
         if run.main:
             files.write_json(run.directory(phase.name) / "DONE.json", result)
-        if jax.process_count() > 1:  # the others read what the first one has written
-            multihost_utils.sync_global_devices(phase.name)
+        _wait_for_all(phase.name)  # the others read what the first one has written
         run.results[phase.name] = result
         log.info("  %s took %s", phase.name, duration(result["seconds"]))
     return run.results
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def _hashes(todo: list[Phase], digest: str) -> tuple[dict[str, str], dict[str, str]]:

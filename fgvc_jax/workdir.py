@@ -102,8 +102,8 @@ def take_over(
     hashes: tuple[str, str],
     steps: int,
     sources: Sequence[Path],
-) -> dict:
-    """Copies a phase from the first source that has the same one; its DONE.json, or {}.
+) -> None:
+    """Copies a phase from the first source that has the same one.
 
     Of a training phase that differs only in being shorter, the checkpoints are taken, to go on from.
 
@@ -120,7 +120,7 @@ def take_over(
         if found and found["hash"] == hashes[0] and not lengthened:
             _copy(there, directory)
             log.info("%s: taken from %s", name, there)
-            return found
+            return
     for source in sources:
         there, found = source / name, done(source / name)
         shorter = found.get("hash_but_length") == hashes[1] and 0 < found.get("steps", 0) < steps
@@ -130,8 +130,7 @@ def take_over(
             log.info(
                 "%s: %s steps taken from %s, which differs in length", name, found["steps"], there
             )
-            return {}
-    return {}
+            return
 
 
 def _copy(there: Path, here: Path, without: str = "") -> None:

@@ -1,6 +1,7 @@
 """A run of phases: what makes a phase another one, what is skipped, refused and left alone."""
 
 import fcntl
+import shutil
 import sys
 
 import jax.numpy as jnp
@@ -96,10 +97,11 @@ def test_a_hash_changes_with_the_images_and_not_with_the_list_of_phases():
 
 
 def test_a_new_key_at_its_default_leaves_finished_phases_and_old_workdirs(
-    finished, monkeypatch, caplog
+    finished, monkeypatch, caplog, tmp_path
 ):
     """As if this version had brought a key to every room of the config."""
-    folder, results = finished
+    folder, results = tmp_path / "old", finished[1]
+    shutil.copytree(finished[0], folder)
     usual, base = train.Phase.defaults, configs.base
 
     def defaults():

@@ -1,11 +1,12 @@
 """The pipeline made so small that a whole run takes seconds."""
 
-from fgvc_jax import recipes
+from fgvc_jax import files, recipes
 from fgvc_jax.config import base
+from fgvc_jax.data import doctor
 from fgvc_jax.data.load import load
 from fgvc_jax.phases import complete
 from fgvc_jax.phases._data import Data
-from fgvc_jax.phases._models import Models
+from fgvc_jax.phases._models import Models, view_of
 from fgvc_jax.phases._run import Run
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train.stop import Stop
@@ -51,8 +52,16 @@ def pipeline(backbone="resnet18", **arguments):
 
 def parts(config, workdir):
     """(run, data, models): what a run gives to its phases."""
-    manifest = load(config.data)
+    manifest, view = load(config.data), view_of(config)
     mesh = meshes.make(config.devices.fsdp)
-    data = Data(manifest, config.data, mesh)
-    models = Models(config, workdir, manifest, mesh, data.canvas)
+    look = doctor.look(
+        manifest,
+        files.cache_folder(),
+        resize=view.resize,
+        squash=view.squash,
+        canvas=config.data.canvas,
+        feed=config.data.feed,
+    )
+    data = Data(manifest, config.data, mesh, look)
+    models = Models(config, workdir, manifest, mesh, data.canvas_later(view))
     return Run(config, workdir, Stop()), data, models

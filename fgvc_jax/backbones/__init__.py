@@ -1,12 +1,27 @@
-"""Backbones: `create('resnet50', rngs=nnx.Rngs(0))` and what all of them share (`features`)."""
+"""Backbones: `create('resnet50', rngs=nnx.Rngs(0))` and what all of them share (`base`, `features`)."""
+
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
 from fgvc_jax.backbones import convnext, efficientnet, resnet, swin, vit
-from fgvc_jax.backbones.features import Features, Info, Preprocessing, Tap, unknown
+from fgvc_jax.backbones.base import Backbone, Variant
+from fgvc_jax.backbones.features import Features, Info, Preprocessing, Tap
+from fgvc_jax.errors import choose
 
-__all__ = ["Features", "Info", "Preprocessing", "Tap", "create", "names"]
+__all__ = [
+    "Backbone",
+    "Features",
+    "Info",
+    "Preprocessing",
+    "Tap",
+    "Variant",
+    "arguments",
+    "create",
+    "names",
+    "variant",
+]
 
 FAMILIES = (resnet, efficientnet, convnext, vit, swin)
 
@@ -16,41 +31,48 @@ def names() -> list[str]:
     return [name for family in FAMILIES for name in family.VARIANTS]
 
 
+def variant(name: str) -> Variant:
+    """What a name stands for: class, image size, arguments. UserError for a name that does not exist."""
+    choose(name, names(), "backbone")
+    return next(family.VARIANTS[name] for family in FAMILIES if name in family.VARIANTS)
+
+
+def arguments(name: str) -> dict[str, Any]:
+    """The arguments that `create` takes for a name, with their defaults.
+
+    {'width': 64, 'depths': (2, 2, 2, 2)} for resnet18. UserError for a name that does not exist.
+    """
+    return dict(variant(name).arguments)
+
+
 def create(
     name: str,
     *,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     dtype=jnp.float32,
     param_dtype=jnp.float32,
     remat: bool = False,
     rngs: nnx.Rngs,
     **arguments,
-) -> nnx.Module:
+) -> Backbone:
     """A backbone with random weights.
 
     Args:
       name: one of `names()`, as timm spells it.
-      image_size: side of the input in pixels; None for the size that the published weights use.
+      image_size: side of the input in pixels; None for the size that the published weights use. Swin
+        takes (height, width) too.
       dtype: of the computation (bfloat16 on accelerators); parameters are kept in `param_dtype`.
       remat: gradient checkpointing: each block is computed again for the gradient, instead of
         keeping what is inside. Less memory on accelerators, about a third more time in training.
-      arguments: of the family: `width`, `depths` (ResNet, ConvNeXt); `depth`, `width`, `heads` (ViT);
-        `width`, `depths`, `heads`, `window` (Swin); `width`, `depth`,
-        `eps`, `momentum` (EfficientNet).
+      arguments: those of `arguments(name)`.
 
     Raises:
       UserError: for a name, an argument or a size that does not exist.
     """
-    for family in FAMILIES:
-        if name in family.VARIANTS:
-            break
-    else:
-        raise unknown("backbone", name, names())
-    for argument in arguments:
-        if argument not in family.ARGUMENTS:
-            raise unknown(f"argument of {name}", argument, family.ARGUMENTS)
-    return family.create(
+    found = variant(name)
+    return found.net(
         name,
+        found,
         image_size=image_size,
         dtype=dtype,
         param_dtype=param_dtype,
@@ -58,14 +80,3 @@ def create(
         rngs=rngs,
         **arguments,
     )
-
-
-def arguments(name: str) -> dict[str, object]:
-    """The arguments that a backbone takes, with their defaults."""
-    family = next(family for family in FAMILIES if name in family.VARIANTS)
-    usual = {"width": 64} if family is resnet else {}
-    return {
-        key: (usual | family.VARIANTS[name])[key]
-        for key in family.ARGUMENTS
-        if key in usual | family.VARIANTS[name]
-    }

@@ -1,13 +1,13 @@
 """What every backbone says about itself and what it returns."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from fgvc_jax.errors import UserError
+from fgvc_jax.errors import UserError, did_you_mean
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -39,18 +39,18 @@ class Info:
 
     Attributes:
       taps: every tap, shallow to deep.
+      width: length of the pooled vector.
       default_taps: the four taps read when none are named, shallow to deep (a net of fewer blocks
         has fewer).
       cam_tap: the deepest tap whose every cell still reaches `pooled`, for Grad-CAM.
-      width: length of the pooled vector.
     """
 
     name: str
     taps: tuple[Tap, ...]
-    default_taps: tuple[str, ...]
-    cam_tap: str
     width: int
     preprocessing: Preprocessing
+    default_taps: tuple[str, ...] = ("layer1", "layer2", "layer3", "layer4")
+    cam_tap: str = "layer4"
 
 
 class Features(NamedTuple):
@@ -68,18 +68,20 @@ class Features(NamedTuple):
 
 
 class Recorder:
-    """Edits and keeps the maps of one forward pass: `x = record(name, x)` at every tap."""
+    """Edits and keeps the maps of one forward pass: `x = record(x)` at every tap, in their order."""
 
     def __init__(self, info: Info, taps: Sequence[str] | None, edit: Edit | None):
+        known = [tap.name for tap in info.taps]
         self.wanted = info.default_taps if taps is None else tuple(taps)
         self.edit = edit
+        self.names = iter(known)
         self.maps: dict[str, jax.Array] = {}
-        known = [tap.name for tap in info.taps]
         for name in self.wanted:
             if name not in known:
-                raise UserError(f"{info.name} has no tap {name!r}. Its taps: {', '.join(known)}.")
+                raise UserError(f"{info.name} has no tap {name!r}{did_you_mean(name, known)}")
 
-    def __call__(self, name: str, x_BHWC: jax.Array) -> jax.Array:
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        name = next(self.names)
         if self.edit is not None:
             x_BHWC = self.edit(name, x_BHWC)
         if name in self.wanted:
@@ -87,8 +89,17 @@ class Recorder:
         return x_BHWC
 
 
-def unknown(kind: str, name: str, allowed: Sequence[str]) -> UserError:
-    """The error for a misspelt name: what was wrong, the nearest name, all names."""
-    close = difflib.get_close_matches(name, allowed, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return UserError(f"Unknown {kind} {name!r}.{hint} There are: {', '.join(allowed)}.")
+def imagenet(size: int, crop_fraction: float, interpolation: str) -> Preprocessing:
+    """Preprocessing with the usual normalisation of weights trained on ImageNet."""
+    return Preprocessing(size, IMAGENET_MEAN, IMAGENET_STD, crop_fraction, interpolation)
+
+
+def stage_taps(stage: int, depth: int, channels: int, stride: int) -> list[Tap]:
+    """Taps after the blocks of the stage with this number: 'layer1/0', 'layer1/1', ..., 'layer1'."""
+    names = [*(f"layer{stage}/{block}" for block in range(depth - 1)), f"layer{stage}"]
+    return [Tap(name, channels, stride) for name in names]
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """In at least float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

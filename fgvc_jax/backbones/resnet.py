@@ -3,60 +3,15 @@
 Both as in torchvision.
 """
 
-from collections.abc import Sequence
-
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from fgvc_jax.backbones.features import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Edit,
-    Features,
-    Info,
-    Preprocessing,
-    Recorder,
-    Tap,
-)
-from fgvc_jax.errors import UserError
+from fgvc_jax.backbones.base import Backbone, Variant, check_depths, require
+from fgvc_jax.backbones.features import Info, Recorder, imagenet, stage_taps, wide
 from fgvc_jax.layers import remat
-from fgvc_jax.layers.initializers import kaiming_fan_out
+from fgvc_jax.layers.conv import ConvNorm, convolution
 from fgvc_jax.layers.norm import BatchNorm
-from fgvc_jax.ops.conv import conv
 from fgvc_jax.ops.pool import max_pool
-
-
-def _conv(
-    inputs: int, outputs: int, kernel: int, stride: int, groups=1, *, dtype, param_dtype, rngs
-):
-    # Padding as torch's (kernel - 1) / 2 on both sides; 'SAME' is another thing at stride 2.
-    pad = (kernel - 1) // 2
-    return nnx.Conv(
-        inputs,
-        outputs,
-        (kernel, kernel),
-        (stride, stride),
-        padding=((pad, pad), (pad, pad)),
-        feature_group_count=groups,
-        use_bias=False,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        kernel_init=kaiming_fan_out(kernel, outputs),
-        conv_general_dilated=conv,
-        rngs=rngs,
-    )
-
-
-class Downsample(nnx.Module):
-    """1x1 convolution and BatchNorm on the shortcut."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int, **kw):
-        self.conv = _conv(inputs, outputs, 1, stride, **kw)
-        self.bn = BatchNorm(outputs, **kw)
-
-    def __call__(self, x):
-        return self.bn(self.conv(x))
 
 
 class BasicBlock(nnx.Module):
@@ -66,12 +21,12 @@ class BasicBlock(nnx.Module):
     groups = 1
 
     def __init__(self, inputs: int, planes: int, stride: int, **kw):
-        self.conv1 = _conv(inputs, planes, 3, stride, **kw)
+        self.conv1 = convolution(inputs, planes, 3, stride, **kw)
         self.bn1 = BatchNorm(planes, **kw)
-        self.conv2 = _conv(planes, planes, 3, 1, **kw)
+        self.conv2 = convolution(planes, planes, 3, **kw)
         self.bn2 = BatchNorm(planes, **kw)
         if stride != 1 or inputs != planes:
-            self.downsample = Downsample(inputs, planes, stride, **kw)
+            self.downsample = ConvNorm(inputs, planes, 1, stride, **kw)
         else:
             self.downsample = None
 
@@ -94,14 +49,14 @@ class Bottleneck(nnx.Module):
     def __init__(self, inputs: int, planes: int, stride: int, **kw):
         outputs = planes * self.expansion
         inside = planes * self.base_width // 64 * self.groups
-        self.conv1 = _conv(inputs, inside, 1, 1, **kw)
+        self.conv1 = convolution(inputs, inside, 1, **kw)
         self.bn1 = BatchNorm(inside, **kw)
-        self.conv2 = _conv(inside, inside, 3, stride, self.groups, **kw)
+        self.conv2 = convolution(inside, inside, 3, stride, self.groups, **kw)
         self.bn2 = BatchNorm(inside, **kw)
-        self.conv3 = _conv(inside, outputs, 1, 1, **kw)
+        self.conv3 = convolution(inside, outputs, 1, **kw)
         self.bn3 = BatchNorm(outputs, **kw)
         if stride != 1 or inputs != outputs:
-            self.downsample = Downsample(inputs, outputs, stride, **kw)
+            self.downsample = ConvNorm(inputs, outputs, 1, stride, **kw)
         else:
             self.downsample = None
 
@@ -127,8 +82,8 @@ class ResNeXt64x4d(Bottleneck):
     base_width = 4
 
 
-class ResNet(nnx.Module):
-    """ResNet or ResNeXt without its classifier.
+class ResNet(Backbone):
+    """ResNet or ResNeXt.
 
     Taps: 'layer1' to 'layer4', each after the last block of its stage (strides 4, 8, 16, 32), and
     'layer1/0', 'layer1/1', ... after the earlier blocks. `pooled` is the mean over the cells of layer4.
@@ -136,97 +91,51 @@ class ResNet(nnx.Module):
     Args:
       depths: blocks in each of the four stages.
       width: channels of the stem, 64 in the published nets; all others scale with it.
-      remat: compute each block again for the gradient, instead of keeping what is inside.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        block: type[nnx.Module],
-        depths: Sequence[int],
-        width: int = 64,
-        image_size: int | None = None,
-        remat: bool = False,
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.dtype = dtype
-        self.remat = remat
-        self.conv1 = _conv(3, width, 7, 2, **kw)
-        self.bn1 = BatchNorm(width, **kw)
+    @staticmethod
+    def check(name: str, *, width: int, depths: tuple[int, ...], block: type[nnx.Module]) -> None:
+        check_depths(name, depths, width)
+        if block.groups > 1:
+            least = 64 // block.base_width
+            allowed = f"a multiple of {least}, so that each of the {block.groups} groups has whole channels"
+            require(width % least == 0, name, allowed, width=width)
 
-        taps: list[Tap] = []
-        channels = width
+    def build(self, name: str, image_size: int, kw: dict, *, width, depths, block) -> Info:
+        self.conv1 = convolution(3, width, 7, 2, **kw)
+        self.bn1 = BatchNorm(width, **kw)
+        taps, channels = [], width
         for stage, depth in enumerate(depths):
             blocks = []
             for number in range(depth):
                 stride = 2 if stage > 0 and number == 0 else 1
                 blocks.append(block(channels, width * 2**stage, stride, **kw))
                 channels = width * 2**stage * block.expansion
-                tap = f"layer{stage + 1}" + (f"/{number}" if number < depth - 1 else "")
-                taps.append(Tap(tap, channels, 4 * 2**stage))
             setattr(self, f"layer{stage + 1}", nnx.List(blocks))
+            taps += stage_taps(stage + 1, depth, channels, 4 * 2**stage)
+        return Info(name, tuple(taps), channels, imagenet(image_size, 0.875, "bilinear"))
 
-        self.info = Info(
-            name=name,
-            taps=tuple(taps),
-            default_taps=("layer1", "layer2", "layer3", "layer4"),
-            cam_tap="layer4",
-            width=channels,
-            preprocessing=Preprocessing(
-                image_size or 224, IMAGENET_MEAN, IMAGENET_STD, 0.875, "bilinear"
-            ),
-        )
+    def forward(self, x_BHWC: jax.Array, record: Recorder) -> tuple[jax.Array, None]:
+        x = max_pool(jax.nn.relu(self.bn1(self.conv1(x_BHWC))), 3, 2, 1)
+        for blocks in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in blocks:
+                x = record(remat.call(self.remat, block, x))
+        return wide(x).mean((1, 2)), None
 
-    def __call__(
-        self,
-        images_BHWC: jax.Array,
-        taps: Sequence[str] | None = None,
-        edit: Edit | None = None,
-    ) -> Features:
-        """Features of normalised images [B, H, W, 3] of any size.
 
-        Args:
-          taps: names of the maps to return; None for `info.default_taps`. Unknown: UserError.
-          edit: edit(name, map) -> map, called at every tap, before the next layer reads the map.
-        """
-        record = Recorder(self.info, taps, edit)
-        x = self.conv1(images_BHWC.astype(self.dtype))
-        x = max_pool(jax.nn.relu(self.bn1(x)), 3, 2, 1)
-        names = iter(self.info.taps)
-        for stage in ("layer1", "layer2", "layer3", "layer4"):
-            for block in getattr(self, stage):
-                x = record(next(names).name, remat.call(self.remat, block, x))
-        pooled = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
-        return Features(record.maps, pooled, None)
+# The last map has stride 32. Down to 16 pixels only the last of the five halvings is left without a
+# second row to halve; below, several stages would see one cell and the zeros around it.
+def _variant(block: type[nnx.Module], *depths: int) -> Variant:
+    return Variant(ResNet, 224, 16, 1, {"width": 64, "depths": depths}, {"block": block})
 
 
 VARIANTS = {
-    "resnet18": {"block": BasicBlock, "depths": (2, 2, 2, 2)},
-    "resnet34": {"block": BasicBlock, "depths": (3, 4, 6, 3)},
-    "resnet50": {"block": Bottleneck, "depths": (3, 4, 6, 3)},
-    "resnet101": {"block": Bottleneck, "depths": (3, 4, 23, 3)},
-    "resnet152": {"block": Bottleneck, "depths": (3, 8, 36, 3)},
-    "resnext50_32x4d": {"block": ResNeXt32x4d, "depths": (3, 4, 6, 3)},
-    "resnext101_32x8d": {"block": ResNeXt32x8d, "depths": (3, 4, 23, 3)},
-    "resnext101_64x4d": {"block": ResNeXt64x4d, "depths": (3, 4, 23, 3)},
+    "resnet18": _variant(BasicBlock, 2, 2, 2, 2),
+    "resnet34": _variant(BasicBlock, 3, 4, 6, 3),
+    "resnet50": _variant(Bottleneck, 3, 4, 6, 3),
+    "resnet101": _variant(Bottleneck, 3, 4, 23, 3),
+    "resnet152": _variant(Bottleneck, 3, 8, 36, 3),
+    "resnext50_32x4d": _variant(ResNeXt32x4d, 3, 4, 6, 3),
+    "resnext101_32x8d": _variant(ResNeXt32x8d, 3, 4, 23, 3),
+    "resnext101_64x4d": _variant(ResNeXt64x4d, 3, 4, 23, 3),
 }
-ARGUMENTS = ("width", "depths")
-
-
-def create(name: str, **arguments) -> ResNet:
-    """The named ResNet; `arguments` as in `ResNet`."""
-    arguments = VARIANTS[name] | arguments
-    depths = arguments["depths"]
-    if len(depths) != 4 or min(depths) < 1:
-        raise UserError(f"{name}: depths={depths} must be four numbers of blocks, each at least 1.")
-    block, width = arguments["block"], arguments.get("width", 64)
-    if block.groups > 1 and width * block.base_width % 64:
-        raise UserError(
-            f"{name}: width={width} must be a multiple of {64 // block.base_width}, so that each of "
-            f"the {block.groups} groups has whole channels."
-        )
-    return ResNet(name, **arguments | {"depths": tuple(depths)})

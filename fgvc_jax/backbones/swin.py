@@ -1,34 +1,24 @@
 """Swin Transformer (Liu et al. 2021, arXiv 2103.14030), version 1, as in timm or as in torchvision."""
 
+import functools
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fgvc_jax.backbones.features import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Edit,
-    Features,
-    Info,
-    Preprocessing,
-    Recorder,
-    Tap,
-)
-from fgvc_jax.backbones.vit import Attention, Mlp
-from fgvc_jax.errors import UserError, choose
-from fgvc_jax.layers import remat as checkpointing
-from fgvc_jax.layers.initializers import normal
+from fgvc_jax.backbones.base import Backbone, Variant, check_depths, require, sides
+from fgvc_jax.backbones.features import Info, Recorder, imagenet, stage_taps, wide
+from fgvc_jax.errors import choose
+from fgvc_jax.layers import remat
+from fgvc_jax.layers.attention import Attention, Mlp, linear
+from fgvc_jax.layers.conv import convolution
+from fgvc_jax.layers.initializers import normal, torch_std
+from fgvc_jax.layers.norm import layer_norm
 
 PATCH = 4
-CONVENTIONS = ("timm", "torchvision")
-
-
-def _norm(width: int, **kw):
-    return nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, **kw)
+EPSILON = 1e-5
 
 
 def _pad(x_BHWC, rows: int, columns: int):
@@ -155,9 +145,9 @@ class Block(nnx.Module):
     """Pre-norm transformer block on a map."""
 
     def __init__(self, width: int, heads: int, window, shift, pad_first: bool, **kw):
-        self.norm1 = _norm(width, **kw)
+        self.norm1 = layer_norm(width, EPSILON, **kw)
         self.attn = WindowAttention(width, heads, window, shift, pad_first, **kw)
-        self.norm2 = _norm(width, **kw)
+        self.norm2 = layer_norm(width, EPSILON, **kw)
         self.mlp = Mlp(width, 4 * width, **kw)
 
     def __call__(self, x):
@@ -169,10 +159,8 @@ class PatchMerging(nnx.Module):
     """Each 2 x 2 cells into one of twice the channels; odd maps are padded."""
 
     def __init__(self, width: int, **kw):
-        self.norm = _norm(4 * width, **kw)
-        self.reduction = nnx.Linear(
-            4 * width, 2 * width, use_bias=False, kernel_init=normal(0.02), **kw
-        )
+        self.norm = layer_norm(4 * width, EPSILON, **kw)
+        self.reduction = linear(4 * width, 2 * width, use_bias=False, **kw)
 
     def __call__(self, x_BHWC):
         x = _pad(x_BHWC, 2, 2)
@@ -215,8 +203,8 @@ class Stage(nnx.Module):
         )
 
 
-class Swin(nnx.Module):
-    """Swin Transformer without its classifier.
+class Swin(Backbone):
+    """Swin Transformer. Takes images whose sides are any multiples of 4.
 
     Taps: 'layer1' to 'layer4', each after the last block of its stage and before the next one's
     patch merging (strides 4, 8, 16, 32), and 'layer1/0', 'layer1/1', ... after the earlier blocks.
@@ -235,133 +223,71 @@ class Swin(nnx.Module):
         map is a multiple of the window, both compute the same.
       image_size: side in pixels, or (height, width), multiples of 4. Images of another size (any
         multiples) are taken too, in the same windows.
-      remat: compute each block again for the gradient, instead of keeping what is inside.
     """
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        depths: Sequence[int],
-        width: int,
-        heads: Sequence[int],
-        window: int,
-        image_size: int | tuple[int, int],
-        convention: str,
-        crop_fraction: float = 0.9,
-        remat: bool = False,
-        dtype=jnp.float32,
-        param_dtype=jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.dtype = dtype
-        self.remat = remat
+    oblong = True
+
+    @staticmethod
+    def check(name: str, *, width, depths, heads, window, convention, crop_fraction) -> None:
+        check_depths(name, depths, width)
+        channels = [width * 2**i for i in range(4)]
+        divide = all(n >= 1 and c % n == 0 for c, n in zip(channels, heads, strict=True))
+        allowed = "four numbers that divide {}, {}, {} and {} channels".format(*channels)
+        require(divide, name, allowed, heads=heads)
+        require(window >= 1, name, "at least 1", window=window)
+        choose(convention, ("timm", "torchvision"), f"{name}: convention")
+
+    def build(
+        self, name, image_size, kw: dict, *, width, depths, heads, window, convention, crop_fraction
+    ) -> Info:
         self.convention = convention
-        sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        self.patch_embed = nnx.Conv(
-            3,
-            width,
-            (PATCH, PATCH),
-            (PATCH, PATCH),
-            padding="VALID",
-            # torch's default standard deviation for a convolution
-            kernel_init=normal(1 / math.sqrt(3 * 3 * PATCH**2)),
-            **kw,
-        )
-        self.patch_norm = _norm(width, **kw)
+        init = normal(torch_std(3 * PATCH**2))
+        self.patch_embed = convolution(3, width, PATCH, PATCH, bias=True, init=init, **kw)
+        self.patch_norm = layer_norm(width, EPSILON, **kw)
         self.conventions_agree = True  # for images of image_size
         stages, taps = [], []
         for i, depth in enumerate(depths):
-            stride = PATCH * 2**i
-            size = tuple(-(-side // stride) for side in sides)
+            stride, channels = PATCH * 2**i, width * 2**i
+            size = tuple(-(-side // stride) for side in sides(image_size))
             self.conventions_agree &= not any(length % window for length in size)
-            channels = width * 2**i
             stages.append(Stage(channels, depth, heads[i], window, size, convention, i > 0, **kw))
-            names = [*(f"layer{i + 1}/{block}" for block in range(depth - 1)), f"layer{i + 1}"]
-            taps += [Tap(tap, channels, stride) for tap in names]
+            taps += stage_taps(i + 1, depth, channels, stride)
         self.layers = nnx.List(stages)
-        self.norm = _norm(channels, **kw)
+        self.norm = layer_norm(channels, EPSILON, **kw)
+        wants = imagenet(max(sides(image_size)), crop_fraction, "bicubic")
+        return Info(name, tuple(taps), channels, wants)
 
-        self.info = Info(
-            name=name,
-            taps=tuple(taps),
-            default_taps=("layer1", "layer2", "layer3", "layer4"),
-            cam_tap="layer4",
-            width=channels,
-            preprocessing=Preprocessing(
-                max(sides), IMAGENET_MEAN, IMAGENET_STD, crop_fraction, "bicubic"
-            ),
-        )
-
-    def __call__(
-        self,
-        images_BHWC: jax.Array,
-        taps: Sequence[str] | None = None,
-        edit: Edit | None = None,
-    ) -> Features:
-        """Features of normalised images [B, H, W, 3], H and W multiples of 4.
-
-        Args:
-          taps: names of the maps to return; None for `info.default_taps`.
-          edit: edit(name, map) -> map, called at every tap, before the next layer reads the map.
-
-        Raises:
-          UserError: for an image size or a tap that does not fit.
-        """
-        record = Recorder(self.info, taps, edit)
-        check_size(self.info.name, *images_BHWC.shape[1:3])
-        x = self.patch_norm(self.patch_embed(images_BHWC.astype(self.dtype)))
-        names = iter(self.info.taps)
+    def forward(self, x_BHWC: jax.Array, record: Recorder) -> tuple[jax.Array, None]:
+        x = self.patch_norm(self.patch_embed(x_BHWC))
         for stage in self.layers:
             x = x if stage.downsample is None else stage.downsample(x)
             for block in stage.blocks:
-                x = record(next(names).name, checkpointing.call(self.remat, block, x))
-        pooled = self.norm(x)
-        pooled = pooled.astype(jnp.promote_types(pooled.dtype, jnp.float32)).mean((1, 2))
-        return Features(record.maps, pooled, None)
+                x = record(remat.call(self.remat, block, x))
+        return wide(self.norm(x)).mean((1, 2)), None
 
 
-def check_size(name: str, height: int, width: int) -> None:
-    if height % PATCH or width % PATCH or min(height, width) < PATCH:
-        raise UserError(
-            f"{name} takes images whose sides are multiples of {PATCH} pixels, not {height} x {width}."
-        )
+# The patches and three mergings divide the sides by 32; smaller maps would be merged with zeros.
+def _variant(
+    width: int, depth: int, heads: int, window: int, image_size: int, crop_fraction: float
+) -> Variant:
+    arguments = {
+        "width": width,
+        "depths": (2, 2, depth, 2),
+        "heads": (heads, 2 * heads, 4 * heads, 8 * heads),
+        "window": window,
+        "convention": "timm",
+    }
+    fixed = {"crop_fraction": crop_fraction}
+    return Variant(Swin, image_size, 32, PATCH, arguments, fixed)
 
 
-TINY = {"width": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)}
-SMALL = {"width": 96, "depths": (2, 2, 18, 2), "heads": (3, 6, 12, 24)}
-BASE = {"width": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32)}
-LARGE = {"width": 192, "depths": (2, 2, 18, 2), "heads": (6, 12, 24, 48)}
-AT_224 = {"window": 7, "convention": "timm", "image_size": 224}
-AT_384 = {"window": 12, "convention": "timm", "image_size": 384, "crop_fraction": 1.0}
+_at_224 = functools.partial(_variant, window=7, image_size=224, crop_fraction=0.9)
+_at_384 = functools.partial(_variant, window=12, image_size=384, crop_fraction=1.0)
 VARIANTS = {
-    "swin_tiny_patch4_window7_224": TINY | AT_224,
-    "swin_small_patch4_window7_224": SMALL | AT_224,
-    "swin_base_patch4_window7_224": BASE | AT_224,
-    "swin_base_patch4_window12_384": BASE | AT_384,
-    "swin_large_patch4_window7_224": LARGE | AT_224,
-    "swin_large_patch4_window12_384": LARGE | AT_384,
+    "swin_tiny_patch4_window7_224": _at_224(96, 6, 3),
+    "swin_small_patch4_window7_224": _at_224(96, 18, 3),
+    "swin_base_patch4_window7_224": _at_224(128, 18, 4),
+    "swin_base_patch4_window12_384": _at_384(128, 18, 4),
+    "swin_large_patch4_window7_224": _at_224(192, 18, 6),
+    "swin_large_patch4_window12_384": _at_384(192, 18, 6),
 }
-ARGUMENTS = ("width", "depths", "heads", "window", "convention")
-
-
-def create(name: str, *, image_size: int | tuple[int, int] | None = None, **arguments) -> Swin:
-    """The named Swin Transformer; `arguments` as in `Swin`."""
-    arguments = VARIANTS[name] | arguments
-    if image_size is not None:
-        arguments["image_size"] = image_size
-    sides = arguments["image_size"]
-    check_size(name, *((sides, sides) if isinstance(sides, int) else sides))
-    choose(arguments["convention"], CONVENTIONS, f"{name}: convention")
-    width, depths, heads = arguments["width"], arguments["depths"], arguments["heads"]
-    if len(depths) != 4 or min(depths) < 1:
-        raise UserError(f"{name}: depths={depths} must be four numbers of blocks, each at least 1.")
-    if len(heads) != 4 or any(width * 2**i % count for i, count in enumerate(heads)):
-        raise UserError(
-            f"{name}: heads={heads} must be four numbers that divide {width}, {2 * width}, "
-            f"{4 * width} and {8 * width} channels."
-        )
-    if arguments["window"] < 1:
-        raise UserError(f"{name}: window={arguments['window']} must be at least 1.")
-    return Swin(name, **arguments | {"depths": tuple(depths), "heads": tuple(heads)})

@@ -35,20 +35,22 @@ def main() -> None:
             raise UserError(f"cannot write {path}: there is no folder {path.parent}.")
     from fgvc_jax import files
     from fgvc_jax.config import base
-    from fgvc_jax.data import doctor
+    from fgvc_jax.data import doctor, load
     from fgvc_jax.data.doctor import page, report
-    from fgvc_jax.data.load import load
 
     data = base().data
     data.source, data.root, data.group = arguments.source, arguments.root, arguments.group
     _override(data, rest)
-    manifest = load(data)
-    findings = doctor.examine(
+    manifest = load.read(data)
+    facts = doctor.collect(manifest, files.cache_folder(data.cache))
+    manifest = load.split(manifest, data, facts)
+    findings = doctor.judge(
         manifest,
-        files.cache_folder(data.cache),
+        facts,
         size=arguments.size,
         canvas=data.canvas,
         group=data.group,
+        classify=data.splits == "official",
     )
     if arguments.html:
         page.write(arguments.html, findings, manifest)

@@ -4,6 +4,7 @@ Says what a file of weights holds, and which backbones it fits.
 """
 
 import argparse
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -69,33 +70,47 @@ def _count(weights) -> str:
 
 
 def _fits(weights) -> Iterator[str]:
-    """Which backbones the weights fit, by names and shapes; where none does, the nearest."""
+    """The backbones that the weights fit, by names, shapes and arithmetic; else why the nearest does not."""
     from flax import nnx
 
     from fgvc_jax import backbones
-    from fgvc_jax.weights import match
+    from fgvc_jax.weights import arguments_for, match
 
-    reports = []
+    nearest, found = None, False
     for family in backbones.FAMILIES:
         for name in family.VARIANTS:
-            backbone = nnx.eval_shape(lambda name=name: backbones.create(name, rngs=nnx.Rngs(0)))
             try:
-                report, _, _ = match(backbone, weights)
+                wanted = arguments_for(name, weights)
             except UserError:
                 break  # names of another family
-            reports.append(report)
-            if report.refused:
-                yield f"does not fit {name}: {report.refused}"
-            elif not report.different:
-                how = (
-                    f", with {', '.join(report.resized)} resized" if report.resized else " exactly"
-                )
-                classes = next((shape[0] for shape in report.head.values() if shape), None)
-                head = f"; head of {classes} classes left out" if classes else ""
-                yield f"fits {name}{how} ({report.layout}){head}"
-    if not reports:
+            make = functools.partial(backbones.create, name, **wanted)
+            report, _, _ = match(nnx.eval_shape(lambda make=make: make(rngs=nnx.Rngs(0))), weights)
+            if not report.different and not report.refused:
+                found = True
+                default = backbones.arguments(name)
+                other = {key: v for key, v in wanted.items() if v != default[key]}
+                yield f"fits {name}{_how(report, other)}"
+            elif nearest is None or _distance(report) < _distance(nearest):
+                nearest = report
+    if found:
+        return
+    if nearest is None:
         yield "fits no backbone: the names of its arrays are of no known family"
-    elif all(report.different for report in reports):
-        nearest = min(reports, key=lambda report: len(report.different))
-        yield f"fits no backbone; the nearest is {nearest.backbone}:"
-        yield from nearest.differences()
+        return
+    yield f"fits no backbone; the nearest is {nearest.backbone}:"
+    if nearest.refused:
+        yield f"  {nearest.refused}"
+    yield from nearest.differences()
+
+
+def _distance(report) -> tuple[int, bool]:
+    return len(report.different), bool(report.refused)
+
+
+def _how(report, arguments: dict) -> str:
+    how = f", with {', '.join(report.resized)} resized" if report.resized else " exactly"
+    arguments = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    made = f", made with {arguments}" if arguments else ""
+    classes = next((shape[0] for shape in report.head.values() if shape), None)
+    head = f"; head of {classes} classes left out" if classes else ""
+    return f"{how} ({report.layout}){made}{head}"

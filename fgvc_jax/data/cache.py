@@ -1,44 +1,49 @@
-"""The canvas cache: every image of a split decoded once, as uint8 squares in a memory-mapped file.
-
-Decoding is also the check of every image: all unreadable ones are reported together.
-"""
+"""Canvases: every image of a data set decoded once, as uint8 squares in a memory-mapped file."""
 
 import hashlib
 import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.errors import UserError
-from fgvc_jax.files import locked
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raised whenever the pixels of a canvas would change
-CHUNK_BYTES = 64 * 2**20  # decoded and written at a time, which bounds the memory
+FORMAT = 2  # raised whenever the pixels of a canvas, or their order, would change
+LEAST = 512  # a canvas that is derived is not smaller, unless all images are
+LONGEST_ASPECT = 2.0  # of which a derived canvas still keeps all detail
+SHARE = 0.99  # of the images, which a derived canvas suits
 
 
 class Canvases(NamedTuple):
-    """Images at the top left of equal squares, zero beyond."""
+    """N images at the top left of equal squares, zero beyond."""
 
-    pixels: np.ndarray  # uint8 [N, C, C, 3], memory-mapped, read-only
+    pixels: np.ndarray  # uint8 [M, C, C, 3], memory-mapped, read-only
     sizes: np.ndarray  # int32 [N, 2], valid height and width
+    rows: np.ndarray | None = (
+        None  # int64 [N], the place of each in pixels; None = in this order, M = N
+    )
 
     @property
     def side(self) -> int:
         return self.pixels.shape[1]
 
-    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    @property
+    def nbytes(self) -> int:
+        """Of the pixels of these N images."""
+        return len(self.sizes) * self.side**2 * 3
+
+    def take(self, at: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
         """(uint8 [B, C, C, 3], int32 [B, 2]) of some images."""
-        return self.pixels[rows], self.sizes[rows]
+        return self.pixels[at if self.rows is None else self.rows[at]], self.sizes[at]
 
 
 class Decoded(NamedTuple):
@@ -48,124 +53,129 @@ class Decoded(NamedTuple):
     read: Callable[[str], np.ndarray]
     side: int
 
-    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def take(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(uint8 [B, C, C, 3], int32 [B, 2]) of some images. Raises UserError for one it cannot read."""
-        pixels = np.zeros((len(rows), self.side, self.side, 3), np.uint8)
-        sizes = np.zeros((len(rows), 2), np.int32)
-        for i, row in enumerate(rows):
+        pixels = np.zeros((len(at), self.side, self.side, 3), np.uint8)
+        sizes = np.zeros((len(at), 2), np.int32)
+        for i, row in enumerate(at):
             place(fit(self.read(self.files[row]), self.side), pixels[i], sizes[i])
         return pixels, sizes
 
 
-def canvas_size(manifest: Manifest, canvas: int) -> int:
-    """min(canvas, the longest side of any image in any split, rounded up to a multiple of 8).
+def canvas_side(
+    sizes: np.ndarray, *, resize: int, squash: Sequence[int] = (), canvas: int = 0
+) -> int:
+    """The side of the canvases, pixels: a multiple of 8, or as given.
 
-    Reads image headers only, and stops at the first one that fills the canvas. Unreadable files
-    are passed over: `build` reports them.
-    """
-    longest = manifest.long_side
-    for split in manifest.splits.values() if not longest else ():
-        for file in split.files:
-            longest = max(longest, _long_side(manifest, file))
-            if longest >= canvas:
-                return canvas
-    return min(canvas, -(-longest // 8) * 8) or canvas
-
-
-def build(
-    manifest: Manifest,
-    split: str,
-    canvas: int,
-    directory: str | os.PathLike,
-) -> Canvases:
-    """Memory-maps the canvases of a split, decoding the images first where that is not yet done.
-
-    An image keeps its aspect and is shrunk only if its long side exceeds the canvas. The cache is
-    keyed by the files (names, sizes, times of change; the pixels where they are not files), the
-    canvas and the format, not by the labels. It is written under another name and renamed when
-    complete; of several processes at once one writes and the others wait.
+    With canvas = 0 it is what the resize needs: an image with sides a >= b, whose shorter side becomes R,
+    needs min(a, R a / b), so that it is never shrunk below the resized size; for R the squash's longer side
+    stands in place of `resize`. The canvas suits 99 of 100 images and aspects up to 2, and is 512 at least,
+    or the longest side of all images where that is less. The rest lose detail; `needed` counts them.
 
     Args:
-      manifest: the data set.
-      split: which of its splits.
-      canvas: side of the squares; see `canvas_size`.
-      directory: where caches lie; made if missing.
-
-    Raises:
-      UserError: images that cannot be read (the first ten and the count), or a full disk.
+      sizes: int [N, 2], height and width of the images; those with a 0 (unreadable) are passed over.
+        Without any, as for images to come, it is as large as an aspect of 2 needs.
+      resize: shorter side before the crop, pixels.
+      squash: (height, width) to which images are resized whatever their aspect; () = they keep it.
+      canvas: a side that is given; it is taken, but for the longest side of all images where that is less.
     """
-    directory = Path(directory).expanduser()
-    directory.mkdir(parents=True, exist_ok=True)
-    target = _target(manifest, split, canvas, directory)
-    with locked(f"{target}.lock"):
-        if not target.exists():
-            _write(manifest, split, canvas, target)
+    sizes = sizes[sizes.min(1) > 0] if len(sizes) else sizes
+    if not len(sizes):
+        return canvas or max(LEAST, _eights(LONGEST_ASPECT * max(squash or (resize,))))
+    longest = _eights(sizes.max())
+    if not canvas:
+        needs = needed(sizes, resize=resize, squash=squash, most=LONGEST_ASPECT)
+        canvas = max(LEAST, _eights(np.quantile(needs, SHARE, method="higher")))
+    return min(canvas, longest)
+
+
+def needed(
+    sizes: np.ndarray, *, resize: int, squash: Sequence[int] = (), most: float = np.inf
+) -> np.ndarray:
+    """float [N]: the side that each image needs, see `canvas_side`; aspects count as at most `most`."""
+    long, short = sizes.max(1), sizes.min(1)
+    return np.minimum(long, max(squash or (resize,)) * np.minimum(long / short, most))
+
+
+def _eights(length: float) -> int:
+    return -int(-length // 8) * 8
+
+
+def image_sizes(manifest: Manifest, files: Sequence[str]) -> np.ndarray:
+    """int32 [N, 2]: height and width, 0 where unreadable, without decoding where that can be.
+
+    As stored: an image that is turned upright on reading has the two exchanged.
+    """
+
+    def look(file: str) -> tuple[int, int]:
+        try:
+            if manifest.size_of is not None:
+                return manifest.size_of(file)
+            if manifest.root is None:
+                return manifest.read(file).shape[:2]
+            with Image.open(os.path.join(manifest.root, file)) as image:
+                return image.size[::-1]
+        except Exception:  # Pillow's plugins raise anything on damaged data; decoding names it
+            return 0, 0
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(look, files))
+    return np.array(found, np.int32).reshape(-1, 2)
+
+
+class Writer:
+    """Writes the canvases of N images into a folder, which gets its name when it is complete."""
+
+    def __init__(self, target: Path, count: int, side: int):
+        self.target, self.side = target, side
+        self.partial = target.with_name(f"{target.name}.partial")
+        shutil.rmtree(
+            self.partial, ignore_errors=True
+        )  # of an interrupted run: the caller has the lock
+        self.partial.mkdir()
+        self.sizes = np.zeros((count, 2), np.int32)
+        self.done = 0
+        self.out: BinaryIO = open(self.partial / "pixels.npy", "wb")  # noqa: SIM115
+        header = {"descr": "|u1", "fortran_order": False, "shape": (count, side, side, 3)}
+        np.lib.format.write_array_header_1_0(self.out, header)
+
+    def add(self, images: Sequence[np.ndarray | None]) -> None:
+        """The next images, as `fit` gives them; None = unreadable, which leaves its place empty."""
+        block = np.zeros((len(images), self.side, self.side, 3), np.uint8)
+        for i, image in enumerate(images):
+            if image is not None:
+                place(image, block[i], self.sizes[self.done + i])
+        self.out.write(block)
+        self.done += len(images)
+
+    def close(self, keep: bool) -> None:
+        """Gives the folder its name, or removes it."""
+        self.out.close()
+        if keep:
+            np.save(self.partial / "sizes.npy", self.sizes)
+            os.rename(self.partial, self.target)
+        else:
+            shutil.rmtree(self.partial)
+
+
+def open_canvases(target: Path) -> Canvases:
+    """What a `Writer` has written."""
     return Canvases(np.load(target / "pixels.npy", mmap_mode="r"), np.load(target / "sizes.npy"))
 
 
-def _target(manifest: Manifest, split: str, canvas: int, directory: Path) -> Path:
-    digest = key(manifest, manifest.splits[split].files, f"{FORMAT} {canvas}")
-    return directory / f"{manifest.name}-{split}-{canvas}-{digest}"
+def has_room(directory: Path, count: int, side: int) -> bool:
+    """Whether the disk has room for that many canvases."""
+    return shutil.disk_usage(directory).free >= 1.02 * count * side**2 * 3
 
 
-def _write(manifest: Manifest, split: str, canvas: int, target: Path) -> None:
-    files = manifest.splits[split].files
-    image_bytes = canvas * canvas * 3
-    total = len(files) * image_bytes
-    log.info(
-        f"decoding {len(files):,} {split} images to {canvas} x {canvas}: "
-        f"{total / 1e6:,.1f} MB in {target}"
-    )
-    free = shutil.disk_usage(target.parent).free
-    if free < 1.02 * total:
+def need_room(directory: Path, count: int, side: int) -> None:
+    """Raises UserError where it has not."""
+    if not has_room(directory, count, side):
         raise UserError(
-            f"The canvas cache of {split} needs {total / 1e6:,.0f} MB but {target.parent} has "
-            f"{free / 1e6:,.0f} MB free. Use another directory, a smaller canvas, or make room."
+            f"The canvases of {count:,} images need {count * side**2 * 3 / 1e6:,.0f} MB but {directory} has "
+            f"{shutil.disk_usage(directory).free / 1e6:,.0f} MB free. Use another config.data.cache, a "
+            "smaller config.data.canvas, make room, or decode anew each time with config.data.feed='decoded'."
         )
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an interrupted run: we hold the lock
-    partial.mkdir()
-    sizes = np.zeros((len(files), 2), np.int32)
-    bad: list[str] = []
-    start = told = time.monotonic()
-    threads = os.cpu_count() or 1
-    chunk = max(threads, CHUNK_BYTES // image_bytes)
-
-    def decode(file: str) -> np.ndarray | UserError:
-        try:
-            return fit(manifest.read(file), canvas)
-        except UserError as error:
-            return error
-
-    with ThreadPoolExecutor(threads) as pool, open(partial / "pixels.npy", "wb") as out:
-        shape = (len(files), canvas, canvas, 3)
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(out, header)
-        for first in range(0, len(files), chunk):
-            images = list(pool.map(decode, files[first : first + chunk]))
-            block = np.zeros((len(images), canvas, canvas, 3), np.uint8)
-            for i, image in enumerate(images):
-                if isinstance(image, UserError):
-                    bad.append(str(image))
-                    continue
-                place(image, block[i], sizes[first + i])
-            out.write(block)
-            if time.monotonic() - told > 10:
-                told = time.monotonic()
-                log.info(f"  {first + len(images):,} of {len(files):,} images")
-    if bad:
-        shutil.rmtree(partial)
-        more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
-        raise UserError(
-            f"{len(bad)} of {len(files):,} {split} images cannot be read:\n  "
-            + "\n  ".join(bad[:10])
-            + more
-            + "\nReplace them or remove them; nothing is skipped in silence."
-        )
-    np.save(partial / "sizes.npy", sizes)
-    os.rename(partial, target)
-    seconds = time.monotonic() - start
-    log.info(f"  done in {seconds:.1f} s ({len(files) / seconds:,.0f} images/s)")
 
 
 def fit(image: np.ndarray, canvas: int) -> np.ndarray:
@@ -189,21 +199,9 @@ def place(image: np.ndarray, canvas: np.ndarray, size: np.ndarray) -> None:
     canvas[: size[0], : size[1]] = image
 
 
-def fits_on_disk(manifest: Manifest, split: str, canvas: int, directory: str | os.PathLike) -> bool:
-    """Whether `build` would find room, or has been here before."""
-    directory = Path(directory).expanduser()
-    directory.mkdir(parents=True, exist_ok=True)
-    files = manifest.splits[split].files
-    need = len(files) * canvas * canvas * 3
-    return (
-        shutil.disk_usage(directory).free >= 1.02 * need
-        or _target(manifest, split, canvas, directory).exists()
-    )
-
-
-def key(manifest: Manifest, files: Sequence[str], settings: str) -> str:
-    """A hash of what the files hold (by name, size and time of change, or by pixels) and of settings."""
-    digest = hashlib.sha256(f"{settings} {manifest.root}{manifest.stamp}".encode())
+def key(manifest: Manifest, files: Sequence[str]) -> str:
+    """A hash of what files hold: by name, size and time of change, or by pixels where they are no files."""
+    digest = hashlib.sha256(f"{manifest.root}{manifest.stamp}".encode())
     for file in files:
         if manifest.stamp:
             digest.update(f"{file}\0".encode(errors="surrogateescape"))
@@ -219,13 +217,3 @@ def key(manifest: Manifest, files: Sequence[str], settings: str) -> str:
                 facts = "missing"
             digest.update(f"{file}\0{facts}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
-
-
-def _long_side(manifest: Manifest, file: str) -> int:
-    if manifest.root is None:
-        return max(manifest.read(file).shape[:2])
-    try:
-        with Image.open(os.path.join(manifest.root, file)) as image:
-            return max(image.size)
-    except Exception:  # Pillow's plugins raise anything on damaged data
-        return 0

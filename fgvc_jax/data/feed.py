@@ -50,13 +50,14 @@ def make_resident(canvases: Canvases, mesh: Mesh, spread: bool = False) -> Resid
     everywhere = NamedSharding(mesh, P())
     sizes = to_device(canvases.sizes, everywhere)
     if not spread:
-        return Resident(to_device(canvases.pixels, everywhere), sizes)
-    count, *rest = canvases.pixels.shape
+        pixels = canvases.pixels if canvases.rows is None else canvases.pixels[canvases.rows]
+        return Resident(to_device(pixels, everywhere), sizes)
+    count, rest = len(canvases.sizes), canvases.pixels.shape[1:]
     shape = (-(-count // mesh.size) * mesh.size, *rest)
 
     def rows(part) -> np.ndarray:
         start, stop, _ = part[0].indices(shape[0])
-        found = canvases.pixels[start:stop]
+        found, _ = canvases.take(slice(start, stop))
         return np.pad(found, [(0, stop - start - len(found)), *[(0, 0)] * len(rest)])
 
     pixels = jax.make_array_from_callback(shape, NamedSharding(mesh, BATCH), rows)

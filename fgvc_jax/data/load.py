@@ -7,42 +7,73 @@ from ml_collections import ConfigDict
 from fgvc_jax import files
 from fgvc_jax.data import manifest as manifests
 from fgvc_jax.data import sources
-from fgvc_jax.data.split import carve
+from fgvc_jax.data.doctor.facts import Facts, alike
+from fgvc_jax.data.split import carve, retrieval, tell
 from fgvc_jax.data.tfds import read as tfds
-from fgvc_jax.errors import UserError
+from fgvc_jax.errors import UserError, choose
 
 ORIGINALS = ("cub", "cars", "aircraft")
 SOURCES = ("folder", "list", "inaturalist", *ORIGINALS, "competition", "tfds", "digits")
 
 
 def load(data: ConfigDict) -> manifests.Manifest:
-    """`config.data` -> a checked manifest.
+    """`config.data` -> a checked manifest, split without a look at the images.
 
     Raises:
-      UserError: where the data is missing or inconsistent.
+      UserError: where the data is missing or inconsistent, or has faults.
     """
-    found = _read(data)
-    found = carve(
-        found,
-        val_fraction=data.val_fraction,
-        test_fraction=data.test_fraction,
-        seed=data.split_seed,
-        group=data.group,
-    )
-    try:
-        manifests.check(found)
-    except UserError as error:
-        if data.splits == "official":
-            raise
-        raise UserError(
-            f"{error}\nconfig.data.splits = 'retrieval' keeps half of the classes for testing, unseen, which "
-            "is for methods that learn a metric. To classify: --config.data.splits=official."
-        ) from None
-    return found
+    manifest = split(read(data), data)
+    manifests.check(manifest)
+    return manifest
+
+
+def split(
+    manifest: manifests.Manifest, data: ConfigDict, facts: Facts | None = None
+) -> manifests.Manifest:
+    """The manifest with all splits, as `config.data` says; labels have been checked.
+
+    Args:
+      manifest: as `read` gives it.
+      facts: about its images; those that are equal or look nearly so stay on one side of a split that is
+        carved. None = they are not known, as where nobody has looked at the images.
+
+    Raises:
+      UserError: for inconsistent labels, or a `data.group` that fits no file.
+    """
+    carved = "all" in manifest.splits or "val" not in manifest.splits
+    if (
+        data.splits == "retrieval" and data.source != "tfds"
+    ):  # whose records are split as they are read
+        manifest = retrieval(manifest, data.val_fraction, data.split_seed)
+    if data.splits == "retrieval":
+        tell(manifest)
+    else:
+        manifest = carve(
+            manifest,
+            val_fraction=data.val_fraction,
+            test_fraction=data.test_fraction,
+            seed=data.split_seed,
+            group=data.group,
+            alike=alike(facts) if facts and carved else (),
+        )
+    manifests.check_labels(manifest)
+    return manifest
+
+
+def read(data: ConfigDict) -> manifests.Manifest:
+    """`config.data` -> a manifest with the splits that the data come with, and their faults.
+
+    Raises:
+      UserError: where there is nothing to look at, what is there can be read in two ways, or labels are
+        inconsistent.
+    """
+    manifest = _read(data)
+    manifests.check_labels(manifest)
+    return manifest
 
 
 def _read(data: ConfigDict) -> manifests.Manifest:
-    """With the splits that the data come with."""
+    choose(data.splits, ("official", "retrieval"), "config.data.splits")
     if data.source == "digits":
         return sources.digits()
     place = root(data.root)
@@ -58,8 +89,8 @@ def _read(data: ConfigDict) -> manifests.Manifest:
             seed=data.split_seed,
         )
     if data.source in ("list", "inaturalist"):
-        read = sources.image_list if data.source == "list" else sources.inaturalist
-        return read(place, images=data.images and root(data.images))
+        listed = sources.image_list if data.source == "list" else sources.inaturalist
+        return listed(place, images=data.images and root(data.images))
     if data.source in ORIGINALS:
         return sources.original(data.source, place)
     if data.source == "competition":

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,16 @@ class Split(NamedTuple):
 
     files: tuple[str, ...]
     labels: np.ndarray  # int32 [N], ids 0..C-1 of the manifest's class table
+
+
+class Fault(NamedTuple):
+    """Something wrong with how a data set is laid out, which does not keep the rest from being looked at."""
+
+    kind: str  # such as 'empty_class'
+    text: str  # one sentence, without the full stop
+    advice: str  # what to do, a sentence or two
+    files: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()  # that it is about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +47,11 @@ class Manifest:
         class's label is its position, never its id.
       unlabelled: files that come without labels, to be classified with a finished run.
       stamp: identifies the pixels where they are not files on disk; '' = they are hashed themselves.
-      long_side: of the largest image, in pixels; 0 = found from the images' headers.
+      size_of: file -> (height, width) as stored, without decoding; None = by the file's header.
       official: the splits are published ones, in which results are compared: copies of test images are
         reported, but do not stop a training.
       excluded: training files that were left out, and why.
+      faults: of the layout; `check` refuses them, the doctor lists them with all else that it finds.
     """
 
     name: str
@@ -51,23 +62,70 @@ class Manifest:
     ids: tuple[str, ...] = ()
     unlabelled: tuple[str, ...] = ()
     stamp: str = ""
-    long_side: int = 0
+    size_of: Callable[[str], tuple[int, int]] | None = None
     official: bool = False
     excluded: dict[str, str] = dataclasses.field(default_factory=dict)
+    faults: tuple[Fault, ...] = ()
 
 
 def check(manifest: Manifest) -> None:
-    """Raises UserError unless labels, classes and splits are consistent.
+    """Raises UserError for faults of the layout, all in one, and as `check_labels`."""
+    _refuse(manifest.faults)
+    check_labels(manifest)
+
+
+def check_classification(manifest: Manifest) -> None:
+    """Raises UserError unless a classifier can be trained: two classes, each with a training image."""
+    _refuse(classification_faults(manifest))
+
+
+def classification_faults(manifest: Manifest) -> list[Fault]:
+    """What keeps a classifier from being trained; classes that `manifest.faults` names are passed over."""
+    classes, faults = manifest.classes, []
+    if len(classes) < 2:
+        faults.append(
+            Fault(
+                "single_class",
+                f"{manifest.name}: {len(classes)} class{'' if classes else 'es'} ({', '.join(classes)}); "
+                "classification needs at least two",
+                "Add a second class.",
+            )
+        )
+    known = {name for fault in manifest.faults for name in fault.classes}
+    counts = np.bincount(manifest.splits["train"].labels, minlength=len(classes))
+    empty = [classes[i] for i in np.flatnonzero(counts == 0) if classes[i] not in known]
+    if empty:
+        advice = "Give every class at least one, or remove it."
+        test = manifest.splits.get("test")
+        if test and not set(test.labels.tolist()) & set(manifest.splits["train"].labels.tolist()):
+            advice += (
+                " Train and test have no class in common, as for methods that learn a metric "
+                "(config.data.splits = 'retrieval'); to classify, use --config.data.splits=official."
+            )
+        faults.append(
+            Fault(
+                "no_training_image",
+                f"{manifest.name}: {len(empty)} class{'es have' if len(empty) > 1 else ' has'} no training "
+                f"image: {', '.join(empty[:10])}{', ...' if len(empty) > 10 else ''}",
+                advice,
+                classes=tuple(empty),
+            )
+        )
+    return faults
+
+
+def _refuse(faults: Sequence[Fault]) -> None:
+    if faults:
+        raise UserError("\n".join(f"{fault.text}. {fault.advice}" for fault in faults))
+
+
+def check_labels(manifest: Manifest) -> None:
+    """Raises UserError unless labels, classes and splits are consistent; there is 'train' or, unsplit, 'all'.
 
     Runs on the host before anything reaches a device, where a label out of range would not fail
     but give NaN, wrap around or score zero in silence.
     """
     name, classes = manifest.name, manifest.classes
-    if len(classes) < 2:
-        raise UserError(
-            f"{name}: {len(classes)} class{'' if classes else 'es'} ({', '.join(classes)}); "
-            "classification needs at least two. Add a second class."
-        )
     repeated = [c for c, n in Counter(classes).items() if n > 1]
     if repeated:
         raise UserError(f"{name}: class {repeated[0]!r} stands twice in the class table.")
@@ -77,7 +135,7 @@ def check(manifest: Manifest) -> None:
             f"{name}: {len(ids)} class ids, {len(set(ids))} of them different, for {len(classes)} classes; "
             "each class needs one of its own."
         )
-    if "train" not in manifest.splits:
+    if not {"train", "all"} & manifest.splits.keys():
         raise UserError(f"{name}: no 'train' split; there are: {', '.join(manifest.splits)}.")
 
     owner: dict[str, str] = {}
@@ -115,15 +173,6 @@ def check(manifest: Manifest) -> None:
                 )
             owner[file] = split
 
-    counts = np.bincount(manifest.splits["train"].labels, minlength=len(classes))
-    empty = [classes[i] for i in np.flatnonzero(counts == 0)]
-    if empty:
-        raise UserError(
-            f"{name}: {len(empty)} class{'es have' if len(empty) > 1 else ' has'} no training "
-            f"image: {', '.join(empty[:10])}{', ...' if len(empty) > 10 else ''}. "
-            "Give every class at least one, or remove it."
-        )
-
 
 def save(manifest: Manifest, path: str | os.PathLike) -> None:
     """Writes classes, their ids and, by split, one line a file with its label, as JSON, atomically."""
@@ -157,7 +206,3 @@ def digest_saved(path: str | os.PathLike) -> str:
 def _digest(classes: list[str], splits: dict, ids: list[str]) -> str:
     content = [classes, sorted(splits.items())] + ([ids] if ids else [])
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-
-def check_classification(manifest):
-    pass

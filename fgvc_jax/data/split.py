@@ -8,8 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from fgvc_jax.data.manifest import Manifest, Split
+from fgvc_jax.data.manifest import Fault, Manifest, Split
 from fgvc_jax.data.sources.names import few
 from fgvc_jax.errors import UserError
 
@@ -23,6 +25,7 @@ def carve(
     test_fraction: float = 0.1,
     seed: int = 0,
     group: str = "",
+    alike: Sequence[tuple[str, str]] = (),
 ) -> Manifest:
     """Makes the splits that data come without.
 
@@ -34,16 +37,18 @@ def carve(
         validation is carved), by class; 0 carves nothing.
       seed: of the draw.
       group: regular expression, see `groups`; '' = every image for itself.
+      alike: pairs of files that show the same, which stay together, too.
 
     Raises:
-      UserError: for a split that would come out empty, or a `group` that fits no file.
+      UserError: for a `group` that fits no file. A split that would come out empty becomes one of `faults`.
     """
     name, classes = manifest.name, manifest.classes
-    splits, fractions = dict(manifest.splits), {}
+    splits, fractions, faults = dict(manifest.splits), {}, list(manifest.faults)
     if "all" in splits or ("train" in splits and "val" not in splits):
         fractions = {"val": val_fraction, "test": test_fraction if "all" in splits else 0.0}
         whole = splits.pop("all" if "all" in splits else "train")
         keys = _told_groups(whole.files, group) if group else np.arange(len(whole.files))
+        keys = _joined(whole.files, keys, alike)
         splits = _parts(whole, keys, fractions["val"], fractions["test"], seed) | splits
     elif group:
         log.info(f"{name}: data.group = {group!r} is not used: train and val are given")
@@ -52,12 +57,17 @@ def carve(
             continue
         if split not in splits:
             largest = np.bincount(whole.labels).max()
-            raise UserError(
-                f"{name}: no class is large enough to give a {split} image at "
-                f"{split}_fraction={fraction} (the largest has {largest} images"
-                f"{', kept together by data.group' if group else ''}). "
-                f"Raise {split}_fraction, or bring a {split} split."
+            faults.append(
+                Fault(
+                    "empty_split",
+                    f"{name}: no class is large enough to give a {split} image at "
+                    f"{split}_fraction={fraction} (the largest has {largest} images"
+                    f"{', kept together by data.group' if group else ''}"
+                    f"{', equal and nearly equal ones kept together' if alike else ''})",
+                    f"Raise {split}_fraction, or bring a {split} split.",
+                )
             )
+            continue
         log.info(f"{split} carved: {fraction:.0%} of every class, seed {seed}")
         small = sorted(set(range(len(classes))) - set(splits[split].labels.tolist()))
         if small:
@@ -65,13 +75,100 @@ def carve(
                 f"{len(small)} of {len(classes)} classes are too small to give a {split} image "
                 f"and stay in train: {few([classes[i] for i in small])}"
             )
-    for split, (files, labels) in splits.items():
-        lacks = len(classes) - len(np.unique(labels))
+    manifest = dataclasses.replace(manifest, splits=splits, faults=tuple(faults))
+    tell(manifest)
+    return manifest
+
+
+def tell(manifest: Manifest) -> None:
+    """Logs the size of every split."""
+    classes = len(manifest.classes)
+    for split, (files, labels) in manifest.splits.items():
+        lacks = classes - len(np.unique(labels))
         log.info(
-            f"{name} {split}: {len(files):,} images of {len(classes) - lacks} classes"
-            + (f" ({lacks} of {len(classes)} have none)" if lacks else "")
+            f"{manifest.name} {split}: {len(files):,} images of {classes - lacks} classes"
+            + (f" ({lacks} of {classes} have none)" if lacks else "")
         )
-    return dataclasses.replace(manifest, splits=splits)
+
+
+def _joined(files: Sequence[str], keys: np.ndarray, alike: Sequence[tuple[str, str]]) -> np.ndarray:
+    """int64 [N]: the groups, joined where files of two of them are alike."""
+    row = {file: i for i, file in enumerate(files)}
+    pairs = [(row[a], row[b]) for a, b in alike if a in row and b in row]
+    if not pairs:
+        return keys
+    images = len({i for pair in pairs for i in pair})
+    log.info(f"{images:,} images are equal or nearly equal to another: such ones stay in one split")
+    ends = keys[np.array(pairs)]
+    graph = coo_array((np.ones(len(ends)), ends.T), shape=(keys.max() + 1,) * 2)
+    return connected_components(graph, directed=False)[1][keys]
+
+
+def retrieval(manifest: Manifest, val_fraction: float, seed: int) -> Manifest:
+    """Splits whose classes are not those of another, as for metric learning.
+
+    Train and test that have no class in common stay. Else the first half of the class table, with the images
+    of all splits, becomes train, and the second half test. Where there is no 'val' with classes of its own,
+    `val_fraction` of the training classes are held out whole. That a class has no training image is no
+    fault then.
+
+    Raises:
+      UserError: for fewer than four classes, which cannot be halved.
+    """
+    faults = tuple(fault for fault in manifest.faults if fault.kind != "unknown_class")
+    splits, classes = manifest.splits, len(manifest.classes)
+    own = {name: set(split.labels.tolist()) for name, split in splits.items()}
+    if {"train", "test"} <= own.keys() and not own["train"] & own["test"]:
+        rest = [name for name in splits if name != "test"]
+        if "val" in own and not own["val"] & (own["train"] | own["test"]):
+            return dataclasses.replace(manifest, faults=faults)
+        training = sorted(set().union(*(own[name] for name in rest)))
+    else:
+        if classes < 4:
+            raise UserError(
+                f"{manifest.name}: {classes} classes; config.data.splits = 'retrieval' needs four at least, "
+                "two to train on and two to test with."
+            )
+        rest, training = list(splits), list(range(classes // 2))
+    files = [file for name in rest for file in splits[name].files]
+    labels = np.concatenate([splits[name].labels for name in rest])
+    held_out = np.array(training)[_held_out(len(training), val_fraction, seed)]
+    is_val = np.isin(labels, held_out)
+    is_train = np.isin(labels, training) & ~is_val
+    masks = {"train": is_train, "val": is_val, "test": ~(is_train | is_val)}
+    parts = {
+        name: Split(
+            tuple(file for file, is_in in zip(files, mask, strict=True) if is_in), labels[mask]
+        )
+        for name, mask in masks.items()
+        if mask.any()
+    }
+    if len(rest) < len(splits):
+        parts["test"] = splits["test"]
+    return dataclasses.replace(manifest, splits=parts, official=False, faults=faults)
+
+
+def halves(
+    labels: np.ndarray, classes: int, val_fraction: float, seed: int
+) -> dict[str, np.ndarray]:
+    """Rows of the first half of the classes for training and validation, and of the second for testing.
+
+    Args:
+      labels: int [N].
+      classes: how many there are.
+      val_fraction: share of the first half's classes that is held out whole.
+      seed: of that draw.
+    """
+    half = classes // 2
+    is_val = np.isin(labels, _held_out(half, val_fraction, seed))
+    parts = {"train": (labels < half) & ~is_val, "val": is_val, "test": labels >= half}
+    return {split: np.flatnonzero(mask) for split, mask in parts.items() if mask.any()}
+
+
+def _held_out(classes: int, fraction: float, seed: int) -> np.ndarray:
+    """Which of so many classes: the share, at least one; none at 0."""
+    count = max(1, int(fraction * classes + 0.5)) if fraction else 0
+    return np.argsort(np.random.Philox(seed).random_raw(classes), kind="stable")[:count]
 
 
 def _parts(whole: Split, keys, val_fraction, test_fraction, seed) -> dict[str, Split]:

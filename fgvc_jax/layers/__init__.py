@@ -1,1 +1,1 @@
-"""Shared parts of models: normalisation, initializers, gradient checkpointing."""
+"""Shared parts of models: convolution, attention, normalisation, initializers, gradient checkpointing."""

@@ -1,10 +1,16 @@
-"""Random initial weights without a compilation for every shape."""
+"""Random initial weights without a compilation for every shape.
+
+Biases start at 0 (flax's default), where torch's Linear and Conv2d draw them uniformly from +-1/sqrt(fan_in).
+The published nets set theirs to 0 too, or use none, but heads that are made by plain torch layers do not:
+`torch_bias` is for them.
+"""
 
 import functools
 import math
 
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer
 
 _BLOCK = 1 << 16
 
@@ -20,7 +26,28 @@ def _assemble(blocks, std, shape, dtype):
     return (std * flat).reshape(shape).astype(dtype)
 
 
-def normal(std: float):
+def torch_std(fan_in: int) -> float:
+    """Standard deviation of the kernels that torch's Linear and Conv2d draw: 1 / sqrt(3 fan_in)."""
+    return 1 / math.sqrt(3 * fan_in)
+
+
+def torch_bias(fan_in: int) -> Initializer:
+    """Initializer of the biases that torch's Linear and Conv2d draw: uniform in +-1 / sqrt(fan_in).
+
+    Args:
+      fan_in: inputs of one output: features of a linear layer, kernel^2 * channels / groups of a
+        convolution.
+    """
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+        del out_sharding  # part of nnx's signature
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def normal(std: float) -> Initializer:
     """Initializer (key, shape, dtype) -> normal draws with mean 0 and this standard deviation.
 
     Drawn in blocks of one size: compiling `jax.random.normal` takes 0.4 s or more for each new
@@ -39,21 +66,6 @@ def normal(std: float):
     return init
 
 
-def kaiming_fan_out(kernel_size: int, outputs: int):
+def kaiming_fan_out(kernel_size: int, outputs: int) -> Initializer:
     """Normal with variance 2 / (kernel_size^2 * outputs): He et al. 2015, as in torchvision's nets."""
     return normal(math.sqrt(2 / (kernel_size**2 * outputs)))
-
-
-def torch_uniform(fan_in: int):
-    """Initializer (key, shape, dtype) -> uniform within +-1 / sqrt(fan_in), torch's default for a bias.
-
-    Biases elsewhere start at 0. torch draws those of its linear and convolution layers so; the difference
-    is gone after a few steps, but code that repeats an original to the letter may want it.
-    """
-    bound = 1 / math.sqrt(fan_in)
-
-    def init(key, shape, dtype=jnp.float32, out_sharding=None):
-        del out_sharding  # part of nnx's signature
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init

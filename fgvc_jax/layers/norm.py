@@ -1,4 +1,4 @@
-"""Batch normalisation with PyTorch's arithmetic."""
+"""Normalisation with PyTorch's arithmetic."""
 
 import functools
 
@@ -10,8 +10,17 @@ from jax import lax
 from fgvc_jax.errors import UserError
 
 
+def layer_norm(width: int, eps: float, **kw) -> nnx.LayerNorm:
+    """Layer normalisation over the last axis (Ba et al. 2016), the variance around the mean as in torch.
+
+    Args:
+      kw: dtype, param_dtype and rngs.
+    """
+    return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, **kw)
+
+
 class BatchNorm(nnx.Module):
-    """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015), as `torch.nn.BatchNorm2d`.
+    """Batch normalisation over all axes but the last (Ioffe & Szegedy 2015), as torch.nn.BatchNorm2d.
 
     In training, x is normalised by the biased variance of the batch, and the running variance is
     updated with the unbiased one. Statistics are kept in `param_dtype` and computed in at least
@@ -116,7 +125,7 @@ def _normalise(x_GNC, scale, bias, eps):
 
 
 def _sum(x_GNC):
-    """Over axis 1, kept. XLA:CPU sums with one vector register, but multiplies matrices at full speed."""
+    """Sum over axis 1, which is kept: XLA:CPU sums slowly, but multiplies matrices at full speed."""
     return jnp.matmul(jnp.ones((1, x_GNC.shape[1]), x_GNC.dtype), x_GNC, precision="highest")
 
 
@@ -132,7 +141,7 @@ def _by_products_forward(x, scale, bias, eps):
 
 
 def _by_products_backward(eps, residuals, gradients):
-    """Of y alone: mean and variance go to the running statistics, which carry no gradient."""
+    """The gradient of y alone: mean and variance go to the running statistics, which carry none."""
     x, mean, var, scale = residuals
     g = gradients[0]
     inverse = lax.rsqrt(var + eps)

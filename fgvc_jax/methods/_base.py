@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fgvc_jax.layers.initializers import torch_uniform
+from fgvc_jax.layers.initializers import torch_bias
 
 Batch = dict[str, jax.Array]
 Carry = dict[str, Any]
@@ -116,7 +116,7 @@ def torch_linear(
         inputs,
         outputs,
         kernel_init=nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-        bias_init=torch_uniform(inputs) if bias == "torch" else nnx.initializers.zeros_init(),
+        bias_init=torch_bias(inputs) if bias == "torch" else nnx.initializers.zeros_init(),
         dtype=dtype,
         param_dtype=param_dtype,
         rngs=rngs,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fgvc_jax.errors import choose
-from fgvc_jax.layers.initializers import torch_uniform
+from fgvc_jax.layers.initializers import torch_bias
 from fgvc_jax.layers.norm import BatchNorm
 from fgvc_jax.methods._base import Method as Base
 from fgvc_jax.ops.losses import binary_cross_entropy
@@ -31,7 +31,7 @@ class Comparator(nnx.Module):
                 inputs,
                 outputs,
                 kernel_init=INITS[init],
-                bias_init=torch_uniform(inputs) if torch else nnx.initializers.zeros_init(),
+                bias_init=torch_bias(inputs) if torch else nnx.initializers.zeros_init(),
                 dtype=dtype,
                 param_dtype=param_dtype,
                 rngs=rngs,

@@ -1,6 +1,5 @@
 """What phases share of the data: the manifest, canvases, and feeds that bring them to the devices."""
 
-import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -8,10 +7,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fgvc_jax.data import cache, feed
+from fgvc_jax.data.doctor import Look
 from fgvc_jax.data.manifest import Manifest
-from fgvc_jax.files import cache_folder
-
-log = logging.getLogger(__name__)
+from fgvc_jax.images.view import View
 
 
 class Data:
@@ -21,10 +19,10 @@ class Data:
       canvas: side of the canvases, pixels.
     """
 
-    def __init__(self, manifest: Manifest, settings: ConfigDict, mesh: Mesh):
-        """Args: settings, config.data."""
-        self.manifest, self.settings, self.mesh = manifest, settings, mesh
-        self.canvas = cache.canvas_size(manifest, settings.canvas)
+    def __init__(self, manifest: Manifest, settings: ConfigDict, mesh: Mesh, look: Look):
+        """Args: settings, config.data; look, what one look at every image has left."""
+        self.manifest, self.settings, self.mesh, self.look = manifest, settings, mesh, look
+        self.canvas = look.side
         self._canvases: dict[str, cache.Canvases | cache.Decoded] = {}
         self._resident: dict[str, feed.Resident] = {}
 
@@ -33,22 +31,27 @@ class Data:
         """Images by split."""
         return {name: len(split.labels) for name, split in self.manifest.splits.items()}
 
+    def canvas_later(self, view: View) -> int:
+        """The side of the canvases of images that a trained model is given later, pixels.
+
+        As here where images had to be shrunk; where they were all small, as much as larger ones need.
+        """
+        if self.look.facts.sizes.max() > self.canvas:
+            return self.canvas
+        return cache.canvas_side(
+            np.zeros((0, 2), np.int32),
+            resize=view.resize,
+            squash=view.squash,
+            canvas=self.settings.canvas,
+        )
+
     def labels(self, split: str) -> np.ndarray:
         return self.manifest.splits[split].labels
 
     def canvases(self, split: str) -> cache.Canvases | cache.Decoded:
         if split not in self._canvases:
-            settings, manifest, side = self.settings, self.manifest, self.canvas
-            folder = cache_folder(settings.cache)
-            keep = settings.feed != "decoded"
-            if settings.feed == "auto" and not cache.fits_on_disk(manifest, split, side, folder):
-                log.info("no room for the %s images in %s: decoded anew each time", split, folder)
-                keep = False
-            if keep:
-                found = cache.build(manifest, split, side, folder)
-            else:
-                found = cache.Decoded(manifest.splits[split].files, manifest.read, side)
-            self._canvases[split] = found
+            files = self.manifest.splits[split].files
+            self._canvases[split] = self.look.canvases(files)
         return self._canvases[split]
 
     def feed(self, splits: Sequence[str]) -> feed.Feed:
@@ -58,7 +61,7 @@ class Data:
         if choice == "streamed" or any(isinstance(c, cache.Decoded) for c in columns):
             return feed.Feed(columns, self.mesh)
         new = [split for split in dict.fromkeys(splits) if split not in self._resident]
-        need = sum(self.canvases(split).pixels.nbytes for split in new)
+        need = sum(self.canvases(split).nbytes for split in new)
         held = sum(
             r.pixels.nbytes / (self.mesh.size if r.spread else 1) for r in self._resident.values()
         )

@@ -4,6 +4,7 @@ import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from fgvc_jax.images.batch import random_views
 from fgvc_jax.images.view import View
 from fgvc_jax.model import Specification
 from fgvc_jax.train import tree
-from fgvc_jax.weights import load_pretrained, preprocessing_of
+from fgvc_jax.weights import load_pretrained, preprocessing_of, wanted_arguments
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class Models:
     """The models of a run.
 
     Attributes:
+      canvas: side of the canvases of images that a trained model is given later, pixels.
       view: the preprocessing: the config's, and where it says nothing what the weights were trained with.
     """
 
@@ -43,8 +45,8 @@ class Models:
         settings = self.config.model
         return Specification(
             backbone=settings.backbone,
-            backbone_arguments=settings.arguments.to_dict(),
-            method=section.method,
+            backbone_arguments=backbone_arguments(self.config),
+            method=_absolute(section.method),
             method_arguments=section.arguments.to_dict(),
             classes=self.manifest.classes,
             class_ids=self.manifest.ids,
@@ -93,6 +95,11 @@ class Models:
         return model.trained(self.workdir / phase, which, self.mesh)
 
 
+def _absolute(method: str) -> str:
+    """A method's name, or the whole path of its file, so that a model finds it from any folder."""
+    return str(Path(method).expanduser().resolve()) if method.endswith(".py") else method
+
+
 def dtype_of(config: ConfigDict) -> jnp.dtype:
     """The dtype of the computation."""
     name = config.model.dtype
@@ -101,13 +108,28 @@ def dtype_of(config: ConfigDict) -> jnp.dtype:
     return jnp.dtype(name)
 
 
+def backbone_arguments(config: ConfigDict) -> dict[str, Any]:
+    """The backbone's arguments: the config's, and where these are the usual ones what the weights want.
+
+    torchvision's Swin, for one, pads its maps in another order than timm's.
+    """
+    settings = config.model
+    arguments = settings.arguments.to_dict()
+    if settings.pretrained:
+        usual = backbones.arguments(settings.backbone)
+        for name, value in wanted_arguments(settings.backbone, settings.pretrained).items():
+            if arguments[name] == usual[name]:
+                arguments[name] = value
+    return arguments
+
+
 def abstract_backbone(config: ConfigDict) -> nnx.Module:
     """The backbone in eval mode, with shapes in place of arrays.
 
     Raises:
       UserError: arguments or an image size that make no backbone.
     """
-    settings = config.model
+    settings, arguments = config.model, backbone_arguments(config)
 
     def make() -> nnx.Module:
         return backbones.create(
@@ -116,14 +138,14 @@ def abstract_backbone(config: ConfigDict) -> nnx.Module:
             rngs=nnx.Rngs(0),
             dtype=dtype_of(config),
             param_dtype=jnp.dtype(settings.param_dtype),
-            **settings.arguments.to_dict(),
+            **arguments,
         )
 
     try:
         backbone = nnx.eval_shape(make)
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except (TypeError, ValueError) as error:
         raise UserError(
-            f"config.model.arguments = {settings.arguments.to_dict()} make no {settings.backbone}: {error}"
+            f"config.model.arguments = {arguments} make no {settings.backbone}: {error}"
         ) from error
     backbone.eval()
     return backbone
@@ -134,7 +156,7 @@ def view_of(config: ConfigDict) -> View:
     image, backbone = config.image, abstract_backbone(config)
     wants = backbone.info.preprocessing
     if config.model.pretrained:
-        wants = preprocessing_of(backbone, config.model.pretrained, allow=config.model.allow)
+        wants, _ = preprocessing_of(backbone, config.model.pretrained, allow=config.model.allow)
         for key in ("mean", "std", "interpolation"):
             ours, theirs = image[key], getattr(wants, key)
             if ours and ours != theirs:

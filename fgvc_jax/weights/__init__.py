@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from fgvc_jax import backbones
 from fgvc_jax.backbones.convnext import ConvNeXt
 from fgvc_jax.backbones.efficientnet import EfficientNet
+from fgvc_jax.backbones.features import Preprocessing
 from fgvc_jax.backbones.resnet import ResNet
 from fgvc_jax.backbones.swin import Swin
 from fgvc_jax.backbones.vit import ViT
@@ -22,7 +24,7 @@ from fgvc_jax.weights.readers import Entry, explained, read
 from fgvc_jax.weights.report import Report
 from fgvc_jax.weights.tables import Layout, Table
 
-__all__ = ["Report", "load_pretrained"]
+__all__ = ["Report", "load_pretrained", "preprocessing_of", "wanted_arguments"]
 
 TABLES = {
     ResNet: resnet.TABLE,
@@ -64,7 +66,7 @@ def load_pretrained(
         that do not match, values that are not finite. The module is then unchanged.
     """
     weights = open_weights(source)
-    report, entries, layout = match(module, weights)
+    report, entries, _ = match(module, weights)
     _insist(report, allow)
     published, table = weights.published, TABLES[type(module)]
     state = nnx.state(module)
@@ -81,21 +83,31 @@ def load_pretrained(
     for ours, array in arrays.items():
         variables[ours].set_raw_value(array)
     nnx.update(module, state)
-    preprocessing = module.info.preprocessing._replace(
-        **layout.preprocessing | published.preprocessing
-    )
-    module.info = dataclasses.replace(module.info, preprocessing=preprocessing)
-    report.preprocessing = preprocessing
+    module.info = dataclasses.replace(module.info, preprocessing=report.preprocessing)
     return module, report
 
 
-def preprocessing_of(module: nnx.Module, source: str, *, allow: Sequence[str] = ()):
-    weights = open_weights(source)
-    report, _, layout = match(module, weights)
+def preprocessing_of(
+    module: nnx.Module, source: str, *, allow: Sequence[str] = ()
+) -> tuple[Preprocessing, Report]:
+    """What images the weights want that `load_pretrained` would give to a backbone.
+
+    Only keys and shapes are read, and a config.json: a file of any size is answered for at once. It
+    is downloaded where it is not here yet; `published.find` says so beforehand.
+
+    Args:
+      module: from `backbones.create`, shapes (nnx.eval_shape) are enough; not changed.
+      source, allow: as in `load_pretrained`.
+
+    Returns:
+      The preprocessing, and the report of what would be loaded.
+
+    Raises:
+      UserError: as `load_pretrained`, but for values, which are not looked at.
+    """
+    report, _, _ = match(module, open_weights(source))
     _insist(report, allow)
-    return module.info.preprocessing._replace(
-        **layout.preprocessing | weights.published.preprocessing
-    )
+    return report.preprocessing, report
 
 
 class StateDict(NamedTuple):
@@ -126,6 +138,25 @@ def open_weights(source: str) -> StateDict:
     return StateDict(published, ", ".join([contents.format, *place]), entries, ignored)
 
 
+def wanted_arguments(backbone: str, source: str) -> dict[str, Any]:
+    """Arguments for `backbones.create`, with which a backbone computes as these weights want it.
+
+    {'convention': 'torchvision'} for torchvision's Swin, {'eps': 1e-05} for timm's EfficientNets; {}
+    for families that have one arithmetic. Only keys and shapes are read.
+
+    Raises:
+      UserError: as `load_pretrained`, where the file cannot be read or is of another family.
+    """
+    return arguments_for(backbone, open_weights(source))
+
+
+def arguments_for(backbone: str, weights: StateDict) -> dict[str, Any]:
+    """As `wanted_arguments`, of a file that is open."""
+    table = TABLES[backbones.variant(backbone).net]
+    entries = _renewed(table, weights)
+    return _layout(table, entries, backbone, weights.published.path).wants(backbone)
+
+
 def match(module: nnx.Module, weights: StateDict) -> tuple[Report, dict[str, Entry], Layout]:
     """What would go where in a backbone, which may have shapes alone (nnx.eval_shape).
 
@@ -136,9 +167,7 @@ def match(module: nnx.Module, weights: StateDict) -> tuple[Report, dict[str, Ent
       UserError: the file has no layout of this family.
     """
     published, table, name = weights.published, TABLES[type(module)], module.info.name
-    entries = weights.entries
-    for pattern, replacement in table.old_names:
-        entries = _renamed(entries, pattern, replacement, published.path)
+    entries = _renewed(table, weights)
     layout = _layout(table, entries, name, published.path)
     if layout.translate:
         entries = layout.translate(entries)
@@ -146,6 +175,9 @@ def match(module: nnx.Module, weights: StateDict) -> tuple[Report, dict[str, Ent
     report.ignored = list(weights.ignored)
     report.licence, report.architecture = published.licence, published.architecture
     report.remark = published.remark
+    report.preprocessing = module.info.preprocessing._replace(
+        **layout.preprocessing | published.preprocessing
+    )
     report.refused = refusal(layout, module, published.architecture or published.path.name)
     _place(report, entries, module, table, layout)
     return report, entries, layout
@@ -194,6 +226,14 @@ def _state_dict(tree: Any, path: Path) -> tuple[dict, list[str]]:
         if len(key) > 500 or not key.isprintable():
             raise UserError(f"{path}: refused: {key!r:.80} is no name of an array.")
     return tree, place
+
+
+def _renewed(table: Table, weights: StateDict) -> dict[str, Entry]:
+    """The entries under the keys that the library writes now."""
+    entries = weights.entries
+    for pattern, replacement in table.old_names:
+        entries = _renamed(entries, pattern, replacement, weights.published.path)
+    return entries
 
 
 def _renamed(entries: dict[str, Entry], pattern: str, replacement: str, path: Path):

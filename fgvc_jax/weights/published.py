@@ -1,12 +1,14 @@
 """Names of published weights: the file of each, fetched where need be, and what its publisher says of it."""
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fgvc_jax.backbones.features import IMAGENET_MEAN, IMAGENET_STD, unknown
-from fgvc_jax.errors import UserError
+from fgvc_jax.backbones.features import IMAGENET_MEAN, IMAGENET_STD
+from fgvc_jax.errors import UserError, choose
 from fgvc_jax.weights import torchvision
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
@@ -46,6 +48,23 @@ def locate(source: str) -> Published:
     Raises:
       UserError: nothing of this name; or no connection, which names the files to bring.
     """
+    return _locate(source, download=True)
+
+
+def find(source: str) -> bool:
+    """Whether `locate` would have to download something. Nothing is downloaded here.
+
+    Of a repository that is not in the cache the hub is asked whether it has weights, so that a wrong
+    name is known before anything else is downloaded.
+
+    Raises:
+      UserError: as `locate`.
+    """
+    return _locate(source, download=False) is None
+
+
+def _locate(source: str, *, download: bool) -> Published | None:
+    """As `locate`; None where it is not here and not to be downloaded."""
     path = Path(source).expanduser()
     if path.is_dir():
         return _in_folder(path)
@@ -53,12 +72,17 @@ def locate(source: str) -> Published:
         return _beside(path) if path.name in HUB_FILES else _alone(path)
     library, _, name = source.partition("/")
     if library == "torchvision":
-        if name not in torchvision.WEIGHTS:
-            raise unknown("weights of torchvision", name, list(torchvision.WEIGHTS))
-        file = torchvision.fetch(torchvision.WEIGHTS[name].file)
+        choose(name, torchvision.WEIGHTS, "pretrained=torchvision/NAME: NAME")
+        file = torchvision.cached(torchvision.WEIGHTS[name].file)
+        if not file.exists():
+            if not download:
+                return None
+            torchvision.fetch(file.name)
         return _alone(file)._replace(title=f"{source} ({file})")
     hub = REPOSITORY.fullmatch(source)
     if hub and (source.startswith("hf-hub:") or not source.endswith(SUFFIXES)):
+        if not download and not _in_cache(source, *hub.groups()):
+            return None
         return _from_hub(source, *hub.groups())
     raise UserError(
         f"pretrained={source!r} is not a file on this machine. Pass --config.model.pretrained=PATH of a "
@@ -96,7 +120,7 @@ def _alone(path: Path) -> Published:
 
 def _from_hub(source: str, repository: str, revision: str | None) -> Published:
     from huggingface_hub import errors as hub
-    from huggingface_hub import hf_hub_download, hf_hub_url
+    from huggingface_hub import hf_hub_download
 
     def fetch(name: str) -> Path | None:
         try:
@@ -106,13 +130,48 @@ def _from_hub(source: str, repository: str, revision: str | None) -> Published:
         except hub.EntryNotFoundError:
             return None
 
-    try:
+    with _hub_explained(source, repository, revision):
         config = fetch("config.json")
         try:
             weights = fetch(HUB_FILES[0])
         except hub.LocalEntryNotFoundError:
             weights = None
         weights = weights or fetch(HUB_FILES[1])
+    if weights is None:
+        raise _without_weights(source)
+    return _with_config(weights, config)._replace(title=f"{source} ({weights})")
+
+
+def _in_cache(source: str, repository: str, revision: str | None) -> bool:
+    """Whether a repository's weights are in the cache; where not, UserError unless the hub has them."""
+    from huggingface_hub import errors as hub
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    with _hub_explained(source, repository, revision):
+        for name in HUB_FILES:
+            if isinstance(try_to_load_from_cache(repository, name, revision=revision), str):
+                return True
+        for name in HUB_FILES:
+            with contextlib.suppress(hub.EntryNotFoundError):
+                get_hf_file_metadata(hf_hub_url(repository, name, revision=revision))
+                return False
+    raise _without_weights(source)
+
+
+def _without_weights(source: str) -> UserError:
+    return UserError(
+        f"pretrained={source!r}: the repository has neither {' nor '.join(HUB_FILES)}."
+    )
+
+
+@contextlib.contextmanager
+def _hub_explained(source: str, repository: str, revision: str | None) -> Iterator[None]:
+    """The hub's refusals, and whatever its client says where there is no connection, as a UserError."""
+    from huggingface_hub import errors as hub
+    from huggingface_hub import hf_hub_url
+
+    try:
+        yield
     except (hub.RepositoryNotFoundError, hub.RevisionNotFoundError, hub.HFValidationError) as error:
         raise UserError(
             f"pretrained={source!r} is neither a file nor a folder on this machine, and on the Hugging "
@@ -130,11 +189,6 @@ def _from_hub(source: str, repository: str, revision: str | None) -> Published:
             f"could not be downloaded ({reason}). On a machine with internet download\n{files}\ninto one "
             "folder, bring it here and pass --config.model.pretrained=FOLDER"
         ) from None
-    if weights is None:
-        raise UserError(
-            f"pretrained={source!r}: the repository has neither {' nor '.join(HUB_FILES)}."
-        )
-    return _with_config(weights, config)._replace(title=f"{source} ({weights})")
 
 
 def _first_line(error: Exception) -> str:

@@ -49,7 +49,7 @@ class Report:
     @property
     def text(self) -> str:
         """A few lines for the log."""
-        lines = [f"{self.source}: {len(self.used)} arrays loaded ({self.layout})"]
+        lines = [f"{self.source}: {len(self.used)} arrays for {self.backbone} ({self.layout})"]
         if self.head:
             lines.append(f"  left out, the head is new: {', '.join(self.head)}")
         if self.ignored:

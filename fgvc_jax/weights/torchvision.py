@@ -91,13 +91,18 @@ WEIGHTS = {
 BY_FILE = {weights.file: weights for weights in WEIGHTS.values()}
 
 
+def cached(file: str) -> Path:
+    """Where a file of `SERVER` lies once it is downloaded: $FGVC_CACHE/weights (~/.cache/fgvc_jax)."""
+    return files.cache_folder() / "weights" / file
+
+
 def fetch(file: str) -> Path:
-    """A file of `SERVER`, downloaded into $FGVC_CACHE/weights (~/.cache/fgvc_jax) where it is not yet.
+    """A file of `SERVER`, downloaded to `cached(file)` where it is not there yet.
 
     Raises:
       UserError: as `fgvc_jax.download.fetch`.
     """
-    folder = files.cache_folder() / "weights"
+    path = cached(file)
     digest = f"sha256:{Path(file).stem.rpartition('-')[2]}"
-    bring = f"Or bring it into {folder}, or pass --config.model.pretrained=PATH/{file}"
-    return download.fetch(SERVER + file, folder / file, digest, bring=bring)
+    bring = f"Or bring it into {path.parent}, or pass --config.model.pretrained=PATH/{file}"
+    return download.fetch(SERVER + file, path, digest, bring=bring)

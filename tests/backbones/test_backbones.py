@@ -11,12 +11,13 @@ from jax import lax
 
 from fgvc_jax import backbones
 from fgvc_jax.errors import UserError
-from fgvc_jax.layers.initializers import normal
+from fgvc_jax.layers.initializers import normal, torch_bias, torch_std
 from fgvc_jax.layers.norm import BatchNorm
 from fgvc_jax.ops.conv import conv
 from fgvc_jax.ops.pool import max_pool
 
 SIZE = 48
+SWIN = "swin_tiny_patch4_window7_224"
 
 
 def make(family: str, **kw) -> nnx.Module:
@@ -109,12 +110,42 @@ def test_last_block_of_a_vit_has_no_gradient_on_patches(images):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "resnet5"}, "Did you mean 'resnet50'"),
-        ({"name": "resnet50", "widht": 8}, "Did you mean 'width'"),
-        ({"name": "resnet50", "heads": 8}, "There are: width, depths"),
-        ({"name": "resnet50", "depths": (1, 1)}, "four"),
+        ({"name": "resnet5"}, "did you mean 'resnet50'"),
+        ({"name": "resnet50", "widht": 8}, "argument of resnet50 = 'widht'.*did you mean 'width'"),
+        ({"name": "resnet50", "heads": 8}, "Known: depths, width"),
+        ({"name": "resnet50", "block": 8}, "Known: depths, width"),
+        ({"name": "resnet50", "depths": (1, 1)}, r"depths=\(1, 1\) must be four"),
+        ({"name": "resnet50", "depths": 3}, "must be four"),
+        ({"name": "resnet50", "depths": (0, 1, 1, 1)}, "each at least 1"),
+        ({"name": "resnet50", "width": 0}, "width=0 must be a number of channels, at least 1"),
+        ({"name": "resnet50", "width": -64}, "at least 1"),
+        ({"name": "resnet50", "width": 16.5}, "width=16.5 must be a whole number"),
+        ({"name": "resnet50", "width": "wide"}, "width='wide' must be a whole number"),
+        ({"name": "resnet50", "width": True}, "must be a whole number"),
+        ({"name": "resnext50_32x4d", "width": 0}, "at least 1"),
+        ({"name": "resnet50", "image_size": 1}, "at least 16 x 16 pixels, not 1 x 1"),
+        ({"name": "resnet50", "image_size": (64, 32)}, "must be one number"),
+        ({"name": "efficientnet_b0", "image_size": 15}, "at least 16 x 16"),
+        ({"name": "efficientnet_b0", "width": float("nan")}, "width=nan must be a number"),
+        ({"name": "efficientnet_b0", "depth": -1.0}, "above 0"),
+        ({"name": "efficientnet_b0", "depth": 1e9}, "at most 100"),
+        ({"name": "efficientnet_b0", "eps": 0}, "eps=0 must be above 0"),
+        ({"name": "efficientnet_b0", "momentum": 1.0}, "at least 0 and below 1"),
+        ({"name": "convnext_tiny", "width": 0}, "at least 1"),
         ({"name": "vit_base_patch16_224", "image_size": 225}, "multiples of 16"),
+        ({"name": "vit_base_patch16_224", "image_size": 0}, "at least 16 x 16"),
         ({"name": "vit_base_patch16_224", "width": 100, "heads": 3}, "multiple of heads"),
+        ({"name": "vit_base_patch16_224", "width": 0}, "at least 12"),
+        ({"name": "vit_base_patch16_224", "heads": 0}, "attention heads, at least 1"),
+        ({"name": "vit_base_patch16_224", "depth": 0}, "blocks, at least 1"),
+        ({"name": SWIN, "heads": (3, 6, 12, 0)}, "divide 96, 192, 384 and 768"),
+        ({"name": SWIN, "heads": (5, 6, 12, 24)}, "divide 96"),
+        ({"name": SWIN, "window": 0}, "window=0 must be at least 1"),
+        ({"name": SWIN, "width": 0}, "at least 1"),
+        ({"name": SWIN, "image_size": 28}, "at least 32 x 32"),
+        ({"name": SWIN, "image_size": (64, 66)}, "multiples of 4 pixels, not 64 x 66"),
+        ({"name": SWIN, "convention": "tim"}, "convention = 'tim' is unknown; did you mean 'timm'"),
+        ({"name": SWIN, "convention": 1}, "must be a word"),
     ],
 )
 def test_wrong_arguments(arguments, message):
@@ -122,8 +153,43 @@ def test_wrong_arguments(arguments, message):
         backbones.create(**arguments, rngs=nnx.Rngs(0))
 
 
+def test_smallest_images_and_arguments_of_every_name():
+    # The smallest image gives a last map of one cell; one pixel (or patch) less is refused.
+    for name in backbones.names():
+        variant, given = backbones.variant(name), backbones.arguments(name)
+        assert given == variant.arguments and given is not variant.arguments
+
+        def make(size, name=name, given=given):
+            return nnx.eval_shape(
+                lambda: backbones.create(name, image_size=size, **given, rngs=nnx.Rngs(0))
+            )
+
+        module = make(variant.smallest)
+        x = jax.ShapeDtypeStruct((1, variant.smallest, variant.smallest, 3), jnp.float32)
+        module.eval()
+        graphdef, state = nnx.split(module)
+        tap = module.info.taps[-1].name
+
+        def run(state, x, graphdef=graphdef, tap=tap):
+            return nnx.merge(graphdef, state)(x, (tap,)).maps[tap]
+
+        assert jax.eval_shape(run, nnx.to_pure_dict(state), x).shape[1:3] == (1, 1)
+        with pytest.raises(UserError, match="at least"):
+            make(variant.smallest - variant.multiple)
+    assert backbones.arguments("resnet18") == {"width": 64, "depths": (2, 2, 2, 2)}
+    with pytest.raises(UserError, match="did you mean 'resnet18'"):
+        backbones.arguments("resnet_18")
+
+
+def test_lists_are_taken_for_tuples():
+    module = nnx.eval_shape(
+        lambda: backbones.create("resnet18", depths=[1, 1, 1, 1], rngs=nnx.Rngs(0))
+    )
+    assert len(module.info.taps) == 4
+
+
 def test_wrong_calls(backbone, images):
-    with pytest.raises(UserError, match=f"no tap 'nose'.*{backbone.info.cam_tap}"):
+    with pytest.raises(UserError, match=f"no tap 'nose'.*Known: .*{backbone.info.cam_tap}"):
         backbone(images, ("nose",))
     if backbone.info.name.startswith("vit"):
         with pytest.raises(UserError, match="multiples of 16"):
@@ -203,6 +269,24 @@ def test_bfloat16_computation_keeps_float32_parameters(backbone, images):
     assert {x.dtype for x in out.maps.values()} == {jnp.dtype(jnp.bfloat16)}
     assert out.pooled.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}
+
+
+def test_biases_as_torch_draws_them():
+    torch = pytest.importorskip("torch", reason="the reference")
+    fan_in, count = 9 * 16, 20_000
+    ours = np.asarray(torch_bias(fan_in)(jax.random.key(0), (count,)))
+    layer = torch.nn.Conv2d(16, count, 3)
+    for theirs in (
+        layer.bias.detach().numpy(),
+        torch.nn.Linear(fan_in, count).bias.detach().numpy(),
+    ):
+        # Quantiles of 20,000 uniform draws have a standard error of 0.35 % of the range.
+        quantiles = np.linspace(0, 1, 11)
+        np.testing.assert_allclose(
+            np.quantile(ours, quantiles), np.quantile(theirs, quantiles), atol=0.02 / fan_in**0.5
+        )
+    # A kernel's standard deviation; torch draws it uniformly.
+    assert layer.weight.std().item() == pytest.approx(torch_std(fan_in), rel=0.01)
 
 
 def test_initial_weights():

@@ -32,9 +32,7 @@ def test_label_outside_the_table_is_named(label):
 
 
 def test_other_inconsistencies_are_named():
-    assert "at least two" in message(make(("a",), (0,), ("x",)))
     assert "'x' stands twice" in message(make(classes=("x", "x")))
-    assert "no training image: y" in message(make(labels=(0, 0)))
     assert "labels of shape (1,)" in message(make(labels=(0,)))
     assert "'val' is empty" in message(make(val=([], [])))
     assert "'b' stands in 'train' and 'test'" in message(make(test=(["b"], [1])))
@@ -46,6 +44,18 @@ def test_other_inconsistencies_are_named():
     no_train = make()
     no_train.splits["val"] = no_train.splits.pop("train")
     assert "no 'train' split; there are: val" in message(no_train)
+    faults = (m.Fault("a", "One", "Mend it."), m.Fault("b", "Two", "Go."))
+    assert message(dataclasses.replace(make(), faults=faults)) == "One. Mend it.\nTwo. Go."
+
+
+def test_what_a_classifier_needs_is_a_check_of_its_own():
+    one, lacking = make(("a",), (0,), ("x",)), make(labels=(0, 0), test=(["c"], [1]))
+    for manifest, text in ((one, "at least two"), (lacking, "1 class has no training image: y")):
+        m.check(manifest)
+        with pytest.raises(UserError, match=text) as error:
+            m.check_classification(manifest)
+    assert "data.splits=official" in str(error.value)  # no class in common: to learn a metric
+    m.check_classification(make())
 
 
 def test_save_writes_one_readable_line_a_file(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from fgvc_jax.data import manifest as m
+from fgvc_jax.data import manifest as manifests
 from fgvc_jax.data import sources
 from fgvc_jax.data.split import carve
 from fgvc_jax.errors import UserError
@@ -40,7 +41,7 @@ def digits(**fractions):
 
 def refusal(root, **kwargs):
     with pytest.raises(UserError) as error:
-        folder(root, **kwargs)
+        manifests.check(folder(root, **kwargs))
     return str(error.value)
 
 
@@ -222,7 +223,9 @@ def test_class_folder_without_images(tmp_path):
 
 def test_one_class_only(tmp_path):
     fill(tmp_path, {"lonely": 3})
-    assert "Only one class" in refusal(tmp_path) and "lonely" in refusal(tmp_path)
+    found = folder(tmp_path, val_fraction=0.34, test_fraction=0.34)
+    with pytest.raises(UserError, match=r"1 class \(lonely\); classification needs at least two"):
+        manifests.check_classification(found)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

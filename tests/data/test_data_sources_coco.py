@@ -5,6 +5,7 @@ import json
 import pytest
 
 from fgvc_jax.data import manifest as m
+from fgvc_jax.data import manifest as manifests
 from fgvc_jax.data.sources import inaturalist
 from fgvc_jax.errors import UserError
 
@@ -42,7 +43,7 @@ def put(root, **lists):
 
 def refusal(root):
     with pytest.raises(UserError) as error:
-        inaturalist(root)
+        manifests.check(inaturalist(root))
     return str(error.value)
 
 

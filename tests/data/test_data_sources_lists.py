@@ -10,6 +10,7 @@ from PIL import Image
 from fgvc_jax import checks
 from fgvc_jax import config as c
 from fgvc_jax.data import manifest as m
+from fgvc_jax.data import manifest as manifests
 from fgvc_jax.data.load import load
 from fgvc_jax.data.sources import image_list
 from fgvc_jax.errors import UserError
@@ -41,7 +42,7 @@ def table(manifest) -> dict[str, list[tuple[str, str]]]:
 
 def refusal(path: Path, **kwargs) -> str:
     with pytest.raises(UserError) as error:
-        image_list(path, **kwargs)
+        manifests.check(image_list(path, **kwargs))
     assert str(path) in str(error.value)
     return str(error.value)
 

@@ -1,13 +1,15 @@
 """Which examples are held out: shares, groups, file names that look like groups."""
 
+import dataclasses
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fgvc_jax.data import manifest as manifests
 from fgvc_jax.data.manifest import Manifest, Split
-from fgvc_jax.data.split import carve, groups, propose_groups, stratified
+from fgvc_jax.data.split import carve, groups, propose_groups, retrieval, stratified
 from fgvc_jax.errors import UserError
 
 
@@ -160,7 +162,48 @@ def test_given_splits_are_left_alone_and_a_group_that_has_no_use_is_told(said):
 def test_groups_too_large_for_validation():
     files = [f"{i // 10}_{i}" for i in range(20)]
     with pytest.raises(UserError, match=r"the largest has 10 images, kept together by data.group"):
-        carve(toy(all=(files, [0] * 10 + [1] * 10)), group=r"(\d+)_")
+        manifests.check(carve(toy(all=(files, [0] * 10 + [1] * 10)), group=r"(\d+)_"))
+
+
+# Retrieval
+
+
+def test_retrieval_splits_of_a_plain_folder_share_no_class(said):
+    """First half of the classes in train, second in test, validation: training classes held out whole."""
+    classes = tuple("abcdefgh")
+    files = [f"{c}/{i}.jpg" for c in classes for i in range(3)]
+    whole = Split(tuple(files), np.repeat(np.arange(8), 3).astype(np.int32))
+    manifest = Manifest("toy", classes, {"all": whole}, read=None)
+    found = retrieval(manifest, val_fraction=0.25, seed=1)
+    own = {k: {f[0] for f in s.files} for k, s in found.splits.items()}
+    assert own["test"] == set("efgh") and own["train"] | own["val"] == set("abcd")
+    assert len(own["val"]) == 1 and not own["train"] & own["val"]
+    for s in found.splits.values():  # each file keeps its label
+        assert [classes[label] for label in s.labels] == [f[0] for f in s.files]
+    assert sorted(f for s in found.splits.values() for f in s.files) == sorted(files)
+    manifests.check(found)
+    with pytest.raises(UserError, match="no training image"):
+        manifests.check_classification(found)
+    # The same where a classification split came with them.
+    cut = {
+        k: Split(whole.files[i::3], whole.labels[i::3])
+        for i, k in enumerate(("train", "val", "test"))
+    }
+    again = retrieval(dataclasses.replace(manifest, splits=cut), 0.25, 1)
+    assert {k: sorted(s.files) for k, s in again.splits.items()} == {
+        k: sorted(s.files) for k, s in found.splits.items()
+    }
+    # Train and test without a class in common stay; only validation is made.
+    given = {
+        "train": Split(whole.files[12:], whole.labels[12:]),
+        "test": Split(whole.files[:12], whole.labels[:12]),
+    }
+    fault = manifests.Fault("unknown_class", "a test class that train lacks", "", classes=("a",))
+    kept = retrieval(dataclasses.replace(manifest, splits=given, faults=(fault,)), 0.25, 1)
+    assert kept.splits["test"] is given["test"] and kept.faults == ()
+    assert len({f[0] for f in kept.splits["val"].files}) == 1
+    with pytest.raises(UserError, match="needs four at least"):
+        retrieval(toy(all=(["a", "b"], [0, 1])), 0.1, 0)
 
 
 # Proposals

@@ -16,15 +16,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 
 from fgvc_jax import cli, run
+from fgvc_jax.config import base
 from fgvc_jax.data import doctor
+from fgvc_jax.data import load as load_
 from fgvc_jax.data import manifest as manifests
 from fgvc_jax.data.doctor import duplicates, page
 from fgvc_jax.data.doctor.report import report
 from fgvc_jax.data.manifest import Manifest, Split
-from fgvc_jax.data.sources import digits, folder
+from fgvc_jax.data.sources import digits, folder, images
 from fgvc_jax.data.split import carve
 from fgvc_jax.errors import UserError
 
@@ -73,8 +75,12 @@ def load(root: Path) -> Manifest:
     return carve(folder(root))
 
 
+def examined(manifest: Manifest, directory: Path, **kw) -> doctor.Findings:
+    return doctor.judge(manifest, doctor.collect(manifest, directory), **kw)
+
+
 def examine(root: Path, **kw) -> doctor.Findings:
-    return doctor.examine(load(root), root.parent / "cache", **kw)
+    return examined(load(root), root.parent / "cache", **kw)
 
 
 def found(findings, severities=("error", "warning", "note")) -> dict[str, list[tuple[str, ...]]]:
@@ -315,30 +321,162 @@ def test_an_id_outside_the_table_is_refused(sound):
 
 @needs_photos
 def test_no_false_alarm_on_all_of_produce31(tmp_path):
-    findings = doctor.examine(load(PRODUCE31), tmp_path)
-    # It says itself that validation lacks 8 of its classes. Of the pairs, each was looked at: one scene,
-    # photographed twice.
+    findings = examined(load(PRODUCE31), tmp_path)
+    # It says itself that validation lacks 8 of its classes.
     assert found(findings, ["error"]) == {}
     assert [f.text.partition(":")[0] for f in findings.of("warning")] == [
         "8 of 31 classes have no val image"
     ]
-    assert found(findings, ["note"]) == {
-        "near_copy": [
-            tuple(f"{split}/{name}/{name}_{number}.jpg" for number in numbers)
-            for split, name, *numbers in (
-                ("test", "Floury-Potato", "006", "016"),
-                ("test", "Royal-Gala", "052", "062"),
-                ("train", "Yellow-Bell-Pepper", "012", "013"),
-            )
-        ]
+    (note,) = findings.of("note")
+    assert note.kind == "near_copy" and note.text.startswith("63 pairs")
+    # No pair across classes or splits: each of the 63 was looked at, and is one scene photographed twice.
+    # These are the nearest of them.
+    facts = doctor.collect(load(PRODUCE31), tmp_path)
+    pairs = {tuple(facts.files[row] for row in pair) for pair in facts.near.tolist()}
+    assert len(pairs) == 63 and pairs >= {
+        tuple(f"{split}/{name}/{name}_{number}.jpg" for number in numbers)
+        for split, name, *numbers in (
+            ("test", "Floury-Potato", "006", "016"),
+            ("test", "Royal-Gala", "052", "062"),
+            ("train", "Yellow-Bell-Pepper", "012", "013"),
+        )
     }
+
+
+def cut(image: Image.Image, left: float, top: float) -> Image.Image:
+    """90 % of each side."""
+    w, h = image.size
+    x, y = round(0.1 * w * left), round(0.1 * h * top)
+    return image.crop((x, y, x + round(0.9 * w), y + round(0.9 * h)))
+
+
+CHANGES = {
+    "mirrored": ImageOps.mirror,
+    "cropped": lambda image: cut(image, 0.5, 0.5),
+    "cropped aside": lambda image: cut(image, 0.2, 0.7),
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.15),
+    "darker": lambda image: ImageEnhance.Brightness(image).enhance(0.85),
+    "turned": lambda image: image.rotate(3, Image.Resampling.BILINEAR),
+    "turned back": lambda image: image.rotate(-3, Image.Resampling.BILINEAR),
+    "grey": lambda image: image.convert("L"),
+    "mirrored and cropped": lambda image: cut(ImageOps.mirror(image), 0.5, 0.5),
+    "cropped and grey": lambda image: cut(image, 0.5, 0.5).convert("L"),
+    "re-encoded": lambda image: image,
+    "halved": lambda image: image.resize([side // 2 for side in image.size]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_copies_in_another_split_are_found_and_nothing_else(root, change):
+    """Of every test image one in train: 12 pairs, each with its own original."""
+    expected = set()
+    for path in sorted((root / "test").rglob("*.jpg")):
+        copy = root / "train" / path.parent.name / f"copy{path.name}"
+        CHANGES[change](Image.open(path)).convert("RGB").save(copy, quality=80)
+        expected.add((str(path.relative_to(root)), str(copy.relative_to(root))))
+    findings = examine(root)
+    # Grey copies are also counted as grey.
+    assert set(found(findings)) - {"grey"} == {"near_leak"}
+    assert set(found(findings)["near_leak"]) == expected
+
+
+def test_a_carved_split_keeps_changed_copies_on_one_side(root, said):
+    """Class folders without a split: of each image a mirrored and a cropped copy in the same class."""
+    shutil.rmtree(root / "val")
+    shutil.rmtree(root / "test")
+    for path in sorted((root / "train").rglob("*.jpg")):
+        image = Image.open(path)
+        ImageOps.mirror(image).save(path.with_name(f"m{path.name}"))
+        cut(image, 0.5, 0.5).save(path.with_name(f"c{path.name}"))
+    data = base().data
+    data.root, data.val_fraction = str(root), 0.34
+    manifest = load_.read(data)
+    facts = doctor.collect(manifest, root.parent / "cache")
+
+    def apart(manifest):
+        side = {f: s for s, split in manifest.splits.items() for f in split.files}
+        names = [f for f in side if Path(f).name[0] not in "mc"]
+        return [
+            f
+            for f in names
+            if len({side[str(Path(f).with_name(p + Path(f).name))] for p in ("", "m", "c")}) > 1
+        ]
+
+    assert len(apart(load_.split(manifest, data))) > 6
+    whole = load_.split(manifest, data, facts)
+    assert apart(whole) == [] and len(whole.splits["val"].files) == 24
+    assert any("72 images are equal or nearly equal" in line for line in said)
+    assert not {"near_leak", "leak"} & set(found(doctor.judge(whole, facts)))
+    # Where the splits are given nothing moves.
+    given = dataclasses.replace(
+        manifest, splits={"train": manifest.splits["train"], "val": manifest.splits["train"]}
+    )
+    with pytest.raises(UserError, match="stands in"):
+        load_.split(given, data, facts)
+
+
+# What it was before images were looked at first, and near copies kept together.
+DIGITS = {0.1: "c125c48bbef0e503", 0.3: "5457f92f4d5396b8"}
+
+
+@pytest.mark.parametrize("test_fraction", DIGITS)
+def test_the_split_of_the_digits_stays(tmp_path, test_fraction):
+    data = base().data
+    data.source, data.test_fraction = "digits", test_fraction
+    manifest = load_.read(data)
+    facts = doctor.look(manifest, tmp_path, resize=32).facts
+    assert manifests.digest(load_.split(manifest, data, facts)) == DIGITS[test_fraction]
+
+
+def test_one_look_names_faults_of_the_layout_and_of_the_images(root, check):
+    (root / "train/empty").mkdir()
+    shutil.copytree(root / "test/a", root / "test/aa")
+    shutil.rmtree(root / "val")
+    (root / "val").mkdir()
+    (root / "train/b/0.jpg").write_bytes(b"")
+    (root / "test/aa/1.jpg").write_bytes(b"")
+    status, out, err = check(root)
+    assert status == 2 and "Training stops: 5 kinds of error." in err
+    for words in (
+        "1 class folder without images",
+        "Class 'aa' in",
+        "The nearest training class is 'a'",
+        "No class folders with images in",
+        "train/b/0.jpg (train, b): the file is empty",
+        "test/aa/1.jpg (test, aa): the file is empty",
+        "sets of equal images with different classes",
+    ):
+        assert words in out, words
+    manifest = folder(root)
+    with pytest.raises(UserError, match=r"(?s)without images.*No class folders.*'aa' in"):
+        manifests.check(manifest)
+    findings = doctor.judge(
+        carve(manifest), doctor.collect(manifest, root.parent / "cache"), classify=False
+    )
+    for on_bad in ("stop", "skip"):  # which mends images, not folders
+        with pytest.raises(UserError, match="without images"):
+            doctor.stop_at_errors(findings, on_bad)
+
+
+def test_a_class_that_train_lacks_is_an_error_of_classification_only(root):
+    manifest = load(root)
+    train = manifest.splits["train"]
+    keep = train.labels != 1
+    left = Split(tuple(f for f, k in zip(train.files, keep, strict=True) if k), train.labels[keep])
+    manifest = dataclasses.replace(manifest, splits=manifest.splits | {"train": left})
+    manifests.check(manifest)
+    with pytest.raises(UserError, match="1 class has no training image: b"):
+        manifests.check_classification(manifest)
+    facts = doctor.collect(manifest, root.parent / "cache")
+    assert [f.kind for f in doctor.judge(manifest, facts).of("error")] == ["no_training_image"]
+    assert doctor.judge(manifest, facts, classify=False).of("error") == []
 
 
 def test_copies_in_published_splits_are_reported_only(root):
     shutil.copy(root / "test/b/0.jpg", root / "train/b/1.jpg")
     shutil.copy(root / "train/c/0.jpg", root / "train/d/0.jpg")
     published = dataclasses.replace(load(root), official=True)
-    findings = doctor.examine(published, root.parent / "cache")
+    findings = examined(published, root.parent / "cache")
     assert {"leak", "contradiction"} <= {finding.kind for finding in findings.of("warning")}
     doctor.stop_at_errors(findings, "stop")
 
@@ -389,18 +527,18 @@ def test_images_are_read_once_until_a_file_changes(root):
         return manifest.read(file)
 
     counted = dataclasses.replace(manifest, read=counting)
-    first = doctor.examine(counted, root.parent / "cache")
+    first = examined(counted, root.parent / "cache")
     assert sorted(read) == sorted(f for split in manifest.splits.values() for f in split.files)
     read.clear()
-    assert doctor.examine(counted, root.parent / "cache") == first and not read
+    assert examined(counted, root.parent / "cache") == first and not read
     # Other splits and labels are judged without another look at the images.
     both = manifest.splits["train"].files + manifest.splits["val"].files
     other = Split(both[::-1], np.resize(np.arange(4, dtype=np.int32), len(both)))
     moved = dataclasses.replace(counted, splits={"train": other, "test": manifest.splits["test"]})
-    counts = doctor.examine(moved, root.parent / "cache").counts
+    counts = examined(moved, root.parent / "cache").counts
     assert counts == {name: {"train": 8, "test": 3} for name in "abcd"} and not read
     (root / "train/a/0.jpg").write_bytes(b"x")
-    found_now = found(doctor.examine(counted, root.parent / "cache"))
+    found_now = found(examined(counted, root.parent / "cache"))
     assert found_now["unreadable"] == [("train/a/0.jpg",)]
     assert not list((root.parent / "cache").glob("*.partial"))
 
@@ -416,9 +554,9 @@ def test_what_could_not_be_read_is_tried_again(root):
 
     refused = dataclasses.replace(manifest, read=forbidden)
     for _ in range(2):
-        findings = doctor.examine(refused, root.parent / "cache")
+        findings = examined(refused, root.parent / "cache")
         assert [c.remark for c in findings.of("error")[0].cases] == ["Permission denied"]
-    assert found(doctor.examine(manifest, root.parent / "cache")) == {}
+    assert found(examined(manifest, root.parent / "cache")) == {}
 
 
 @pytest.mark.parametrize("kind", ["png", "webp"])
@@ -434,7 +572,7 @@ def test_unlabelled_images_are_looked_at_too(root):
     shutil.copytree(root / "test/a", root / "unlabelled")
     (root / "unlabelled/1.jpg").write_bytes(b"")
     manifest = dataclasses.replace(load(root), unlabelled=("unlabelled/0.jpg", "unlabelled/1.jpg"))
-    findings = doctor.examine(manifest, root.parent / "cache")
+    findings = examined(manifest, root.parent / "cache")
     assert found(findings) == {
         "unreadable": [("unlabelled/1.jpg",)],
         "leak": [("test/a/0.jpg", "unlabelled/0.jpg")],
@@ -485,7 +623,7 @@ def test_copies_are_recognised_after_encoding_and_resizing(quality, scale):
 def test_digits_are_quick_and_quiet(tmp_path, said):
     manifest = carve(digits())
     said.clear()
-    findings = doctor.examine(manifest, tmp_path)
+    findings = examined(manifest, tmp_path)
     assert found(findings, ["error", "warning"]) == {} and said == []
     assert set(found(findings)) == {"grey"}
 
@@ -496,7 +634,7 @@ def test_advice_for_large_photos(tmp_path):
 
     split = Split(("1", "2"), np.array([0, 1], np.int32))
     manifest = Manifest("phone", ("a", "b"), {"train": split}, read)
-    findings = doctor.examine(manifest, tmp_path, size=224)
+    findings = examined(manifest, tmp_path, size=224)
     text = "\n".join(findings.training)
     # 20 * 224 / 3024 = 1.48
     assert "median image 4032 x 3024: at 224 px a mark of 20 pixels is 1.5" in text
@@ -504,7 +642,7 @@ def test_advice_for_large_photos(tmp_path):
         "size=448 keeps more, at 4 times the cost" in text
         and "cached as 512 x 512 pixels: 2 MB" in text
     )
-    assert "size=448" not in "\n".join(doctor.examine(manifest, tmp_path, size=448).training)
+    assert "size=448" not in "\n".join(examined(manifest, tmp_path, size=448).training)
 
 
 class Pictures(html.parser.HTMLParser):
@@ -628,6 +766,28 @@ def test_training_stops_or_leaves_out(root, tmp_path, monkeypatch):
     assert (tmp_path / "run/data.json").read_bytes() == before
 
 
+def test_a_dry_run_looks_at_the_images_that_it_takes_only(root, tmp_path, monkeypatch):
+    for i in range(70):
+        shutil.copy(root / "train/a/0.jpg", root / f"train/a/copy{i}.jpg")
+    config = tiny.pipeline()
+    config.data.source, config.data.root = "folder", str(root)
+    config.phases = ("finetune",)
+    taken, read = [], []
+    plain = images.read_in
+
+    def counting(folder, file):
+        read.append(file)
+        return plain(folder, file)
+
+    monkeypatch.setattr("fgvc_jax.data.sources.folders.read_in", counting)
+    monkeypatch.setattr(run, "_phases", lambda context, _: taken.append(context.manifest) or {})
+    monkeypatch.setattr(run.summary, "lines", lambda *_: [])
+    config.data.on_bad = "skip"
+    run.run(config, tmp_path / "run", dry_run=True)
+    files = [f for split in taken[0].splits.values() for f in split.files]
+    assert sorted(read) == sorted(files) and len(files) < 50
+
+
 def test_a_dry_run_is_told_no_warnings(root, tmp_path, monkeypatch):
     config = tiny.pipeline()
     config.data.source, config.data.root = "folder", str(root)
@@ -649,7 +809,7 @@ def test_two_processes_at_once_read_the_images_once(root):
         "m = folder(sys.argv[1])\n"
         "def read(f): sys.stdout.write(f + chr(10)); return m.read(f)\n"
         "counting = dataclasses.replace(m, read=read)\n"
-        "doctor.examine(counting, sys.argv[2])"
+        "doctor.collect(counting, sys.argv[2])"
     )
     command = [sys.executable, "-c", program, str(root), str(root.parent / "cache")]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

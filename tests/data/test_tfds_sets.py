@@ -15,7 +15,8 @@ from PIL import Image
 
 from fgvc_jax import cli
 from fgvc_jax import config as c
-from fgvc_jax.data import cache
+from fgvc_jax.data import cache, doctor
+from fgvc_jax.data import manifest as manifests
 from fgvc_jax.data.archives.table import Expected
 from fgvc_jax.data.load import load
 from fgvc_jax.data.tfds import SETS, prepare, read
@@ -70,7 +71,8 @@ found = {}
 for name in SETS:
     m = read.prepared(Path(sys.argv[1]) / name, cache=Path(sys.argv[2]))
     found[name] = {
-        "classes": m.classes, "ids": m.ids, "long_side": m.long_side, "root": m.root,
+        "classes": m.classes, "ids": m.ids, "root": m.root,
+        "long_side": max(max(m.size_of(f)) for pair in m.splits.values() for f in pair.files),
         "splits": {
             split: [
                 (file, int(label), hashlib.sha256(m.read(file)).hexdigest())
@@ -275,7 +277,7 @@ def data(root: Path, tmp_path: Path, **values):
 
 def test_classification_on_held_out_classes_is_refused(made, tmp_path):
     with pytest.raises(UserError, match=r"no training image(.|\n)*data\.splits=official"):
-        load(data(made[1] / "cub", tmp_path, splits="retrieval"))
+        manifests.check_classification(load(data(made[1] / "cub", tmp_path, splits="retrieval")))
     with pytest.raises(UserError, match=r"dogs has no such split; .* cub and cars only"):
         load(data(made[1] / "dogs", tmp_path, splits="retrieval"))
     with pytest.raises(UserError, match=r"config\.data\.splits = 'halves' is unknown"):
@@ -299,8 +301,11 @@ def test_canvases_are_those_of_the_files_and_keyed_without_decoding(made, tmp_pa
     source, out, _ = made
     found = read.prepared(out / "cub", cache=tmp_path)
     files = found.splits["train"].files
-    canvases = cache.build(found, "train", 16, tmp_path / "a")  # several threads
-    for file, pixels, (h, w) in zip(files, canvases.pixels, canvases.sizes, strict=True):
+    seen = doctor.look(found, tmp_path / "a", resize=16)  # several threads
+    assert seen.side == 16  # 12 pixels, a multiple of 8
+    for file, pixels, (h, w) in zip(
+        files, *seen.canvases(files).take(np.arange(len(files))), strict=True
+    ):
         image = sources.read_image(source / "cub" / "CUB_200_2011" / "images" / file)
         np.testing.assert_array_equal(pixels[:h, :w], image)
 
@@ -308,11 +313,11 @@ def test_canvases_are_those_of_the_files_and_keyed_without_decoding(made, tmp_pa
         raise AssertionError(f"{file} was decoded")
 
     sealed = dataclasses.replace(found, read=fails)
-    assert cache.canvas_size(sealed, 512) == 16  # 12 pixels, a multiple of 8
-    key = cache.key(sealed, files, "16")
-    assert key == cache.key(found, files, "16")
-    assert key != cache.key(dataclasses.replace(sealed, stamp="other"), files, "16")
-    cache.build(sealed, "train", 16, tmp_path / "a")  # found, not made again
+    np.testing.assert_array_equal(cache.image_sizes(sealed, files), seen.canvases(files).sizes)
+    key = cache.key(sealed, files)
+    assert key == cache.key(found, files)
+    assert key != cache.key(dataclasses.replace(sealed, stamp="other"), files)
+    doctor.look(sealed, tmp_path / "a", resize=16)  # found, not made again
 
 
 def test_the_index_is_read_once_and_anew_when_the_set_changes(made, tmp_path, said):

@@ -19,11 +19,15 @@ from flax import nnx
 
 from fgvc_jax import backbones
 from fgvc_jax.errors import UserError
-from fgvc_jax.weights import match, open_weights
+from fgvc_jax.weights import arguments_for, match, open_weights
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install -e '.[test]'")
 torchvision = pytest.importorskip("torchvision", reason="parity needs torchvision")
 timm = pytest.importorskip("timm", reason="parity needs timm")
+
+
+def shapes(name: str, arguments: dict) -> nnx.Module:
+    return nnx.eval_shape(lambda: backbones.create(name, **arguments, rngs=nnx.Rngs(0)))
 
 
 def fitting(path: str) -> tuple[str, str]:
@@ -31,11 +35,11 @@ def fitting(path: str) -> tuple[str, str]:
     weights = open_weights(path)
     for family in backbones.FAMILIES:
         for name in family.VARIANTS:
-            module = nnx.eval_shape(lambda name=name: backbones.create(name, rngs=nnx.Rngs(0)))
             try:
-                report, _, layout = match(module, weights)
+                module = shapes(name, arguments_for(name, weights))
             except UserError:
                 break  # names of another family
+            report, _, layout = match(module, weights)
             if not (report.refused or report.differences() or report.resized):
                 return name, layout.name
     pytest.fail(f"{path} fits no backbone at its own size: fgvc weights {path} says why")
@@ -62,7 +66,7 @@ def by_torch(name: str, layout: str, path: str) -> "torch.nn.Module":
 
 def check(path: str, model_name: str | None = None) -> float:
     name, layout = fitting(path)
-    module = nnx.eval_shape(lambda: backbones.create(name, rngs=nnx.Rngs(0)))
+    module = shapes(name, arguments_for(name, open_weights(path)))
     load_pretrained(module, path)
     x = images(module.info.preprocessing.size, batch=1)
     with torch.no_grad():
@@ -79,11 +83,14 @@ def test_given_checkpoint(request):
     assert check(path, request.config.getoption("--torch-model")) <= FLOAT32
 
 
-@pytest.mark.parametrize("source", ["torchvision/resnet18", "timm/vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "source",
+    ["torchvision/resnet18", "timm/vit_tiny_patch16_224"],
+)
 def test_a_checkpoint_is_recognised(source, tmp_path):
     library, _, name = source.partition("/")
     if library == "torchvision":
-        model = torchvision.models.resnet18()
+        model = getattr(torchvision.models, TORCHVISION.get(name, name))()
     else:
         model = timm.create_model(name)
     torch.save({"state_dict": randomise(model).state_dict()}, tmp_path / "checkpoint.pth")

@@ -19,6 +19,7 @@ from flax import nnx
 
 from fgvc_jax import backbones
 from fgvc_jax.errors import UserError
+from fgvc_jax.weights import wanted_arguments
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install -e '.[test]'")
 torchvision = pytest.importorskip("torchvision", reason="parity needs torchvision")
@@ -253,6 +254,7 @@ def test_weights_are_refused_in_the_arithmetic_of_others(tmp_path):
     # torchvision's B5 has another epsilon than timm's: no array shows it.
     with pytest.raises(UserError, match=r"want eps=1e-05.*give it the argument eps=1e-05"):
         load_pretrained(shapes("efficientnet_b5"), ours)
+    assert wanted_arguments("efficientnet_b5", ours) == {"eps": 1e-5}
     load_pretrained(shapes("efficientnet_b5", eps=1e-5), ours)
     with pytest.raises(UserError, match=r"want eps=0.001"):
         load_pretrained(shapes("tf_efficientnet_b5", eps=1e-5), ours)

@@ -20,8 +20,10 @@ from flax import nnx
 from fgvc_jax import backbones
 from fgvc_jax.backbones import swin as swin_module
 from fgvc_jax.backbones import vit as vit_module
+from fgvc_jax.commands import weights as weights_command
 from fgvc_jax.errors import UserError
 from fgvc_jax.weights import swin as swin_weights
+from fgvc_jax.weights import wanted_arguments
 from fgvc_jax.weights.readers import Entry
 
 torch = pytest.importorskip("torch", reason="parity needs torch: pip install -e '.[test]'")
@@ -321,10 +323,10 @@ def test_names_and_preprocessing_of_torchvision_swin(name):
 # float64 throughout: torch and we differ by 1e-15 of the largest value, a wrong convention by 1e-2.
 DOUBLE = {"dtype": jnp.float64, "param_dtype": jnp.float64}
 FLOAT64 = 1e-10
-# Shifted blocks in every stage, windows of 7. At 224 nothing is padded; (20, 224) has maps smaller than a
+# Shifted blocks in every stage, windows of 7. At 224 nothing is padded; (32, 224) has maps smaller than a
 # window on one axis alone; the others have odd maps, padded ones, and ones that padding makes one window.
 DEEP = {"depths": (2, 2, 2, 2), "width": 8, "heads": (1, 2, 2, 4)}
-SHAPES = [(224, 224), (160, 160), (320, 256), (152, 216), (60, 100), (20, 224)]
+SHAPES = [(224, 224), (160, 160), (320, 256), (152, 216), (60, 100), (32, 224)]
 
 
 def noise(shape, batch=1):
@@ -391,9 +393,41 @@ def test_swin_weights_want_their_own_convention(tmp_path):
     torch.save(timm.create_model(TINY, **timm_shape).state_dict(), tmp_path / "timm.pth")
     for theirs, other in (("torchvision", "timm"), ("timm", "torchvision")):
         file = str(tmp_path / f"{theirs}.pth")
+        assert wanted_arguments(TINY, file) == {"convention": theirs}
         load_pretrained(shapes(TINY, **DEEP, convention=theirs), file)
         with pytest.raises(UserError, match=f"give it the argument convention={theirs}"):
             load_pretrained(shapes(TINY, **DEEP, convention=other), file)
+
+
+@pytest.mark.parametrize(
+    ("library", "expected"),
+    [
+        (
+            "torchvision",
+            "fits swin_tiny_patch4_window7_224 exactly (layout of torchvision, torch zip), made with "
+            "convention=torchvision; head of 1000 classes left out",
+        ),
+        (
+            "timm",
+            "fits swin_tiny_patch4_window7_224 exactly (layout of timm, torch zip); head of 1000 "
+            "classes left out",
+        ),
+    ],
+)
+def test_the_weights_command_names_what_fits(library, expected, tmp_path, monkeypatch, capsys):
+    model = torchvision.models.swin_t() if library == "torchvision" else timm.create_model(TINY)
+    torch.save(model.state_dict(), tmp_path / "swin.pth")
+    for family in backbones.FAMILIES:  # one of each, and of Swin two: all of them take a minute
+        few = list(family.VARIANTS.items())[: 2 if family is swin_module else 1]
+        monkeypatch.setattr(family, "VARIANTS", dict(few))
+    arguments = ["weights", str(tmp_path / "swin.pth"), "--keys=.*head.*bias"]
+    monkeypatch.setattr("sys.argv", arguments)
+    weights_command.main()
+    said = capsys.readouterr().out.splitlines()
+    # At another image size other windows would fit too, with their biases resized: that is said as well.
+    fits = [line for line in said if "fit" in line]
+    assert fits[0] == expected and all(line.startswith("fits swin_tiny_") for line in fits)
+    assert "efficientnet" not in " ".join(said)
 
 
 def test_version_2_of_swin_is_refused(tmp_path):

@@ -187,7 +187,7 @@ def test_position_embeddings_are_resized_only_from_squares(tmp_path):
     ("source", "message"),
     [
         ("torchvision/resnet50", r"resnet50\.IMAGENET1K_V2"),
-        ("torchvision/resnet50.IMAGENET1K_V3", r"Did you mean 'resnet50\.IMAGENET1K_V[12]'"),
+        ("torchvision/resnet50.IMAGENET1K_V3", r"did you mean 'resnet50\.IMAGENET1K_V[12]'"),
         ("nowhere.pth", "not a file on this machine"),
         ("some/folder/nowhere.pth", "not a file on this machine"),
         ("runs/nowhere.safetensors", "not a file on this machine"),
@@ -472,6 +472,7 @@ AUDITED = """
 import json, os, pickle, resource, sys, time
 from flax import nnx
 from fgvc_jax import backbones
+from fgvc_jax.errors import UserError
 from fgvc_jax.weights import load_pretrained
 
 module = nnx.eval_shape(

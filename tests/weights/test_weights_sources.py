@@ -22,8 +22,14 @@ from fgvc_jax import backbones
 from fgvc_jax.backbones import Preprocessing
 from fgvc_jax.errors import UserError
 from fgvc_jax.phases._models import Models
-from fgvc_jax.weights import load_pretrained, torch_axes, torchvision
-from fgvc_jax.weights.published import locate
+from fgvc_jax.weights import (
+    load_pretrained,
+    preprocessing_of,
+    torch_axes,
+    torchvision,
+    wanted_arguments,
+)
+from fgvc_jax.weights.published import find, locate
 from fgvc_jax.weights.resnet import TABLE
 
 
@@ -115,8 +121,19 @@ CLIENT = """
 import json, sys
 from flax import nnx
 from fgvc_jax import backbones
+from fgvc_jax.errors import UserError
 from fgvc_jax.weights import load_pretrained
+from fgvc_jax.weights.published import find
 
+if sys.argv[1] == "find":
+    found = {}
+    for source in sys.argv[2:]:
+        try:
+            found[source] = find(source)
+        except UserError as error:
+            found[source] = str(error)
+    print(json.dumps(found))
+    sys.exit()
 results = {}
 for source in sys.argv[1:]:
     module = backbones.create("resnet18", rngs=nnx.Rngs(0), width=4, depths=(1, 1, 1, 1))
@@ -165,6 +182,16 @@ def test_the_hub_the_cache_and_no_connection(server, state, tmp_path):
     }
     total = float(state["conv1.weight"].sum())
     home = tmp_path / "home"
+    # Before anything is downloaded: what there is, and what there is not.
+    asked = ["timm/safe", "timm/pickled", "hf-hub:some/tagged@v2", "some/empty", "timm/none"]
+    known = client(home, ["find", *asked], HF_ENDPOINT=server.address)
+    assert [known[source] for source in asked[:3]] == [True] * 3
+    assert "neither model.safetensors nor pytorch_model.bin" in known["some/empty"]
+    assert re.search(r"'timm/none' is neither a file.*HF_TOKEN", known["timm/none"])
+    commands = [command for command, path, _ in server.seen if "/resolve/" in path]
+    assert commands and set(commands) == {"HEAD"}
+    assert not list(home.rglob("*.safetensors")) and not list(home.rglob("*.bin"))
+    server.seen.clear()
     cached = ["timm/safe", "timm/pickled"]
     sources = [
         *cached,
@@ -204,6 +231,9 @@ def test_the_hub_the_cache_and_no_connection(server, state, tmp_path):
     offline = client(home, sources, HF_ENDPOINT=server.address, HF_HUB_OFFLINE="1")
     assert not server.seen
     assert [offline[source] for source in cached] == [found[source] for source in cached]
+    known = client(home, ["find", *sources], HF_ENDPOINT=server.address, HF_HUB_OFFLINE="1")
+    assert not server.seen and [known[source] for source in cached] == [False, False]
+    assert "--config.model.pretrained=FOLDER" in known["timm/new"]
     (text,) = offline["timm/new"]
     for file in ("config.json", "model.safetensors"):
         assert f"  {server.address}/timm/new/resolve/main/{file}\n" in text
@@ -295,6 +325,37 @@ def test_a_config_that_is_no_json(text, state, tmp_path):
         load_pretrained(make(), source)
 
 
+# --- without the values
+
+
+def test_preprocessing_without_reading_an_array(state, tmp_path):
+    # The values are those of a damaged file, which only whoever reads them can tell.
+    damaged = {key: np.full_like(value, np.nan) for key, value in state.items()}
+    source = folder_of(tmp_path, damaged, CONFIG)
+    with pytest.raises(UserError, match="not finite"):
+        load_pretrained(make(), source)
+    module = nnx.eval_shape(make)
+    preprocessing, report = preprocessing_of(module, source)
+    assert preprocessing == report.preprocessing == WANTS
+    assert "apache-2.0" in report.text and not report.different
+    assert module.info.preprocessing.size == 224  # not changed
+    assert wanted_arguments("resnet18", source) == {}
+
+
+def test_a_mismatch_is_told_without_reading_an_array(state, tmp_path):
+    partial = {key: value for key, value in state.items() if not key.startswith("layer4.")}
+    source = folder_of(tmp_path, partial)
+    with pytest.raises(UserError, match="does not fit resnet18") as loading:
+        load_pretrained(make(), source)
+    with pytest.raises(UserError, match="does not fit resnet18") as asking:
+        preprocessing_of(make(), source)
+    assert str(asking.value) == str(loading.value)
+    _, report = preprocessing_of(make(), source, allow=("layer4/.*",))
+    assert len(report.missing) == 15
+    with pytest.raises(UserError, match="not weights of vit_tiny"):
+        wanted_arguments("vit_tiny_patch16_224", source)
+
+
 # --- torchvision
 
 
@@ -317,9 +378,17 @@ NAME = "torchvision/resnet18.IMAGENET1K_V1"
 
 def test_a_download_and_then_the_cache(published):
     server, path, content = published
+    assert find(NAME) is True
+    assert not server.seen and not path.exists()
     assert locate(NAME).path == path and path.read_bytes() == content
+    assert find(NAME) is False
     assert locate(NAME).path == path
     assert len(server.seen) == 1
+    with pytest.raises(UserError, match=r"did you mean 'resnet18\.IMAGENET1K_V1'"):
+        find(NAME.replace("18", "_18"))
+    with pytest.raises(UserError, match="not a file on this machine"):
+        find("resnet18.pth")
+    assert find(str(path)) is False and find(str(path.parent)) is False
 
 
 def test_another_hash(published):

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from fgvc_jax.data import manifest as manifests
 from fgvc_jax.data import sources
 from fgvc_jax.data.archives.table import Row, Table
 from fgvc_jax.data.sources.names import split_of
@@ -29,6 +30,8 @@ def read(root: Path, banner: int) -> Table:
       banner: rows at the bottom of each image that are no photo.
     """
     found = sources.folder(root)
+    manifests.check(found)
+    manifests.check_classification(found)
     rows = [
         Row(split, file, str(root / file), {"label": int(label)})
         for split, (files, labels) in found.splits.items()

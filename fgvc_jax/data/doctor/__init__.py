@@ -1,45 +1,41 @@
-"""The doctor: what is wrong with a data set, and what it means for training."""
+"""The doctor: what is wrong with a data set, and what it means for training.
+
+manifest = load.read(config.data)                     # as the data come
+seen = doctor.look(manifest, folder, resize=256)      # reads every image once: facts and canvases
+manifest = load.split(manifest, config.data, seen.facts)
+findings = doctor.judge(manifest, seen.facts, size=224, resize=256)
+manifest = doctor.leave_out(manifest, findings)       # with on_bad='skip'
+doctor.stop_at_errors(findings, on_bad)
+seen.canvases(manifest.splits['train'].files)         # for a Feed
+"""
 
 import dataclasses
-import os
 from pathlib import Path
 
 from fgvc_jax import files
 from fgvc_jax.data import manifest as manifests
-from fgvc_jax.data.doctor import facts, page
+from fgvc_jax.data.doctor import page
+from fgvc_jax.data.doctor.facts import Facts, Look, alike, collect, look
 from fgvc_jax.data.doctor.findings import Findings
 from fgvc_jax.data.doctor.report import describe
-from fgvc_jax.data.doctor.rules import judge, list_rows
+from fgvc_jax.data.doctor.rules import judge
 from fgvc_jax.data.manifest import Manifest, Split
 from fgvc_jax.errors import UserError, choose
 
+__all__ = [
+    "Facts",
+    "Look",
+    "alike",
+    "as_json",
+    "collect",
+    "judge",
+    "leave_out",
+    "look",
+    "save",
+    "stop_at_errors",
+]
+
 PAGE = "data.html"  # in the workdir of a run
-
-
-def examine(
-    manifest: Manifest,
-    directory: str | os.PathLike,
-    *,
-    size: int = 224,
-    canvas: int = 512,
-    group: str = "",
-) -> Findings:
-    """Reads every image once, through the manifest, and says what is wrong or remarkable.
-
-    What was seen in the images is kept in the directory; while no file changes, a second call reads
-    none of them.
-
-    Args:
-      manifest: the data set; its labels have been checked.
-      directory: where caches lie; made if missing.
-      size: of the images in training, pixels.
-      canvas: at most the side that images are cached with, pixels.
-      group: regular expression for what stays in one split, see `fgvc_jax.data.split.groups`; '' = as the
-        names of the files suggest.
-    """
-    rows = list_rows(manifest)
-    found = facts.collect(manifest, rows.files, directory)
-    return judge(manifest, rows, found, size=size, canvas=canvas, group=group)
 
 
 def leave_out(manifest: Manifest, findings: Findings) -> Manifest:
@@ -59,7 +55,7 @@ def leave_out(manifest: Manifest, findings: Findings) -> Manifest:
     result = dataclasses.replace(
         manifest, splits=manifest.splits | {"train": train}, excluded=findings.exclude
     )
-    manifests.check(result)
+    manifests.check_classification(result)
     return result
 
 
@@ -67,8 +63,8 @@ def stop_at_errors(findings: Findings, on_bad: str) -> None:
     """Raises UserError where training must not start.
 
     Args:
-      on_bad: 'stop', at every error, or 'skip', where `leave_out` has mended what it can: then only
-        unreadable images of other splits than train are left.
+      on_bad: 'stop', at every error, or 'skip', where `leave_out` has mended what it can: then faults of
+        the layout are left, and unreadable images of other splits than train.
     """
     choose(on_bad, ("stop", "skip"), "config.data.on_bad")
     errors = findings.of("error")
@@ -79,6 +75,11 @@ def stop_at_errors(findings: Findings, on_bad: str) -> None:
                 "With --config.data.on_bad=skip these images of train are left out and listed in "
                 f"manifest.json, {len(findings.exclude):,} in all; images of other splits never are."
             )
+        raise UserError("\n".join([f"{findings.title()} is not fit for training.", *lines]))
+    mended = ("unreadable", "contradiction", "leak")
+    left = [finding for finding in errors if finding.kind not in mended]
+    if left:
+        lines = [line for finding in left for line in describe(finding)]
         raise UserError("\n".join([f"{findings.title()} is not fit for training.", *lines]))
     if findings.stuck:
         lines = "".join(f"\n  {case}" for case in findings.stuck[:10])

@@ -2,15 +2,16 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from typing import NamedTuple
 
 import numpy as np
 
+from fgvc_jax.data import cache
 from fgvc_jax.data.doctor.duplicates import equal_groups
 from fgvc_jax.data.doctor.facts import KINDS, Facts
 from fgvc_jax.data.doctor.findings import SEVERITIES, Case, Finding, Findings, shown
-from fgvc_jax.data.manifest import Manifest
+from fgvc_jax.data.manifest import Manifest, classification_faults
 from fgvc_jax.data.sources.names import few
 from fgvc_jax.data.split import groups, propose_groups
 
@@ -49,7 +50,7 @@ class Rows(NamedTuple):
         return len({self.labels[r] for r in rows} - {-1}) > 1
 
 
-def list_rows(manifest: Manifest) -> Rows:
+def _list_rows(manifest: Manifest) -> Rows:
     files, splits, labels = [], [], []
     for name, split in manifest.splits.items():
         files += split.files
@@ -68,12 +69,34 @@ def list_rows(manifest: Manifest) -> Rows:
 
 
 def judge(
-    manifest: Manifest, rows: Rows, facts: Facts, *, size: int, canvas: int, group: str
+    manifest: Manifest,
+    facts: Facts,
+    *,
+    size: int = 224,
+    resize: int = 0,
+    squash: Sequence[int] = (),
+    canvas: int = 0,
+    group: str = "",
+    classify: bool = True,
 ) -> Findings:
-    """The findings that the facts about these rows of a manifest amount to.
+    """What is wrong with a data set or remarkable: faults of its layout and what the images' facts amount to.
 
-    Args: size, canvas, group, see `fgvc_jax.data.doctor.examine`.
+    Args:
+      manifest: the data set with its splits; its labels have been checked.
+      facts: about exactly its files, however they are split.
+      size: of the images in training, pixels.
+      resize, squash, canvas: see `fgvc_jax.data.cache.canvas_side`; resize = 0 is size / 0.875, the usual.
+      group: regular expression for what stays in one split, see `fgvc_jax.data.split.groups`; '' = as the
+        names of the files suggest.
+      classify: a classifier is trained, which needs two classes with a training image each.
+
+    Raises:
+      ValueError: the facts are about other files.
     """
+    rows = _list_rows(manifest)
+    if tuple(rows.files) != facts.files:
+        raise ValueError("The facts are about other files than the manifest's.")
+    resize = resize or round(size / 0.875)
     by_split = {
         name: np.bincount(split.labels, minlength=len(manifest.classes)).tolist()
         for name, split in manifest.splits.items()
@@ -85,13 +108,15 @@ def judge(
     equals = list(equal_groups(facts.digests, facts.sizes.min(1) > 0))
     unreadable = {row: rows.case(row, remark=why) for row, why in facts.unreadable.items()}
     items = [
+        *_layout(manifest, classify),
         *_unreadable(tuple(unreadable.values())),
         *_equal(rows, equals, "warning" if manifest.official else "error"),
         *_near(rows, facts),
         *_groups(rows, group),
-        *_classes(manifest, counts),
+        *_classes(manifest, counts, classify),
         *_names(rows),
         *_kinds(rows, facts),
+        *_canvas(facts.stored[rows.labels >= 0], resize, squash, canvas),
     ]
     items.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Findings(
@@ -99,10 +124,35 @@ def judge(
         root=os.path.abspath(manifest.root) if manifest.root else None,
         counts=counts,
         items=tuple(items),
-        training=tuple(_training(manifest, facts, counts, size, canvas)),
+        training=tuple(_training(manifest, rows, facts, counts, size, resize, squash, canvas)),
         exclude=_exclude(rows, facts, equals),
         stuck=tuple(case for row, case in unreadable.items() if rows.splits[row] != "train"),
     )
+
+
+def _layout(manifest: Manifest, classify: bool) -> Iterator[Finding]:
+    for fault in (*manifest.faults, *(classification_faults(manifest) if classify else ())):
+        yield Finding(fault.kind, "error", fault.text, advice=fault.advice)
+
+
+def _canvas(
+    sizes: np.ndarray, resize: int, squash: Sequence[int], canvas: int
+) -> Iterator[Finding]:
+    """Where a side that was given costs detail that the resize would keep."""
+    sizes = sizes[sizes.min(1) > 0] if len(sizes) else sizes
+    if not canvas or not len(sizes):
+        return
+    needs = cache.needed(sizes, resize=resize, squash=squash, most=cache.LONGEST_ASPECT)
+    short = (needs > canvas).mean()
+    if short > 1 - cache.SHARE:
+        better = cache.canvas_side(sizes, resize=resize, squash=squash)
+        yield Finding(
+            "small_canvas",
+            "warning",
+            f"data.canvas={canvas} is too small for {short:.0%} of the images, which are resized to a "
+            f"{'side' if squash else 'shorter side'} of {max(squash or (resize,))} pixels: detail is lost",
+            advice=f"use data.canvas=0, which takes {better} here",
+        )
 
 
 def _exclude(rows: Rows, facts: Facts, equals: list[np.ndarray]) -> dict[str, str]:
@@ -177,7 +227,7 @@ def _near(rows: Rows, facts: Facts) -> Iterator[Finding]:
             "near_leak",
             "warning",
             f"{_count(across, 'pair')} of nearly equal images in different splits: the same photo "
-            "re-encoded, resized or taken twice",
+            "re-encoded, resized, cropped, mirrored, turned or recoloured, or one scene taken twice",
             tuple(across),
             "look at them; remove the copies from train",
         )
@@ -222,9 +272,12 @@ def _groups(rows: Rows, pattern: str) -> Iterator[Finding]:
         )
 
 
-def _classes(manifest: Manifest, counts: dict[str, dict[str, int]]) -> Iterator[Finding]:
-    for split in manifest.splits:
-        lacking = [c for c in manifest.classes if not counts[c][split]]
+def _classes(
+    manifest: Manifest, counts: dict[str, dict[str, int]], classify: bool
+) -> Iterator[Finding]:
+    for split in manifest.splits if classify else ():
+        # What train lacks is an error, of the layout.
+        lacking = [c for c in manifest.classes if not counts[c][split] and split != "train"]
         if lacking:
             yield Finding(
                 "missing_class",
@@ -242,7 +295,7 @@ def _classes(manifest: Manifest, counts: dict[str, dict[str, int]]) -> Iterator[
         )
     smallest, largest = _extremes(manifest, counts)
     ratio = counts[largest]["train"] / max(1, counts[smallest]["train"])
-    if ratio >= 10:
+    if ratio >= 10 and counts[smallest]["train"]:
         yield Finding(
             "imbalance",
             "warning",
@@ -301,9 +354,18 @@ def _kinds(rows: Rows, facts: Facts) -> Iterator[Finding]:
             yield Finding(kind, "note", f"{_count(found, 'image')} {CONVERTED[kind]}", cases)
 
 
-def _training(manifest, facts: Facts, counts, size: int, canvas: int) -> Iterator[str]:
+def _training(
+    manifest: Manifest,
+    rows: Rows,
+    facts: Facts,
+    counts: dict[str, dict[str, int]],
+    size: int,
+    resize: int,
+    squash: Sequence[int],
+    canvas: int,
+) -> Iterator[str]:
     smallest, largest = _extremes(manifest, counts)
-    median = int(np.median([by_split["train"] for by_split in counts.values()]))
+    median = int(np.median([n for by_split in counts.values() if (n := by_split["train"])]))
     yield (
         f"classes: {counts[smallest]['train']:,} ({smallest}) to {counts[largest]['train']:,} "
         f"({largest}) training images, median {median:,}"
@@ -322,16 +384,19 @@ def _training(manifest, facts: Facts, counts, size: int, canvas: int) -> Iterato
     if better >= 1.5 * size:
         cost = (better / size) ** 2
         yield f"fine marks may be lost: size={better} keeps more, at {cost:.0f} times the cost"
-    longest = int(sizes.max())
-    side = min(canvas, -(-longest // 8) * 8)
-    megabytes = len(sizes) * side * side * 3 / 1e6
-    yield f"cached as {side} x {side} pixels: {megabytes:,.0f} MB on disk"
-    if canvas < size and longest > canvas:
-        yield f"canvas={canvas} is below size={size}, which wastes detail: raise data.canvas"
+    stored = facts.stored[rows.labels >= 0]
+    side = cache.canvas_side(stored, resize=resize, squash=squash, canvas=canvas)
+    yield f"cached as {side} x {side} pixels: {len(stored) * side * side * 3 / 1e6:,.0f} MB on disk"
+    stored = stored[stored.min(1) > 0]
+    lossy = int((cache.needed(stored, resize=resize, squash=squash) > side).sum())
+    if lossy and not canvas:
+        yield f"{lossy:,} images of {len(stored):,} are longer than that serves, and lose detail"
 
 
 def _extremes(manifest: Manifest, counts) -> tuple[str, str]:
-    order = sorted(manifest.classes, key=lambda c: counts[c]["train"])
+    """The classes with the fewest and the most training images, of those that have any."""
+    present = [c for c in manifest.classes if counts[c]["train"]] or manifest.classes
+    order = sorted(present, key=lambda c: counts[c]["train"])
     return order[0], order[-1]
 
 

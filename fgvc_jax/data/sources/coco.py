@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from fgvc_jax.data.manifest import Manifest
+from fgvc_jax.data.manifest import Fault, Manifest
 from fgvc_jax.data.sources.files import present
 from fgvc_jax.data.sources.images import read_in
 from fgvc_jax.data.sources.names import few, split_of
@@ -39,7 +39,7 @@ def inaturalist(
 
     Raises:
       UserError: for a list that is missing or not of this form, two of one split, an image that is
-        missing or has annotations of several categories, a category that train lacks.
+        missing or has annotations of several categories. Categories that train lacks become `faults`.
     """
     lists = _lists(str(root))
     base = Path(images).expanduser() if images else lists["train"].parent
@@ -78,17 +78,21 @@ def inaturalist(
         unlabelled += bare
     table = sorted({category for _, category, split in rows if split == "train"})
     unknown = sorted({category for _, category, _ in rows} - set(table))
-    if unknown:
-        raise UserError(
-            f"{base}: categories {few(list(map(str, unknown)))} have images in another split but none in "
-            "train, which gives the class table. Add training images, or leave them out."
-        )
+    table = sorted({*table, *unknown})
     bare = [str(category) for category in table if category not in names]
     if bare:
         raise UserError(f"{lists['train']}: no name among 'categories' for {few(bare)}.")
     times = Counter(names[category][0] for category in table)
     classes = tuple(
         "/".join(reversed(names[c])) if times[names[c][0]] > 1 else names[c][0] for c in table
+    )
+    called = dict(zip(table, classes, strict=True))
+    fault = Fault(
+        "unknown_class",
+        f"{base}: categories {few(list(map(str, unknown)))} have images in another split but none in "
+        "train, which gives the class table",
+        "Add training images, or leave them out.",
+        classes=tuple(called[category] for category in unknown),
     )
     return Manifest(
         base.resolve().name,
@@ -98,6 +102,7 @@ def inaturalist(
         str(base),
         ids=tuple(map(str, table)),
         unlabelled=tuple(unlabelled),
+        faults=(fault,) if unknown else (),
     )
 
 

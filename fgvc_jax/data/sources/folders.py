@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fgvc_jax.data.manifest import Manifest, Split
+from fgvc_jax.data.manifest import Fault, Manifest, Split
 from fgvc_jax.data.sources.files import directory, entries, images_below, is_image
 from fgvc_jax.data.sources.images import EXTENSIONS, read_in
 from fgvc_jax.data.sources.names import few, nearest, split_ids, split_of
@@ -27,7 +27,8 @@ def folder(root: str | os.PathLike) -> Manifest:
 
     `root/train/<class>/` with optional `val/` and `test/` (also valid, validation, training,
     train_images and the like), or class folders alone, which are the split 'all'. The training
-    folders, sorted, are the class table of every split; a split may lack classes. Where all are
+    folders, sorted, are the class table of every split; a split may lack classes. A class that only val or
+    test has, a class folder without images and a split without any become `faults`. Where all folders are
     called `<classID>_<className>` the names are the class names and the ids are kept. A test folder
     with images and no class folders gives `unlabelled` files. Class folders are searched to any
     depth; hidden files and folders are ignored, files that are no images are ignored and counted.
@@ -36,8 +37,7 @@ def folder(root: str | os.PathLike) -> Manifest:
       root: the directory. File names in the manifest are relative to it.
 
     Raises:
-      UserError: root missing or without class folders; a class folder without images; a single
-        class; a val or test class that train lacks; a split that comes out empty.
+      UserError: root missing, or without class folders with images; two folders for one split.
     """
     root = directory(root, LAYOUT)
     name = root.resolve().name or "folder"
@@ -51,48 +51,55 @@ def folder(root: str | os.PathLike) -> Manifest:
         count = len(loose[where.get("train", "")])
         found = f"{count} images lie directly in it, which gives them no class. " if count else ""
         raise UserError(f"No class folders in {shown}. {found}Expected:\n{LAYOUT}")
+    faults = []
     empty = [c for c, files in train.items() if not files]
     if empty:
-        raise UserError(
-            f"{len(empty)} class folder{'s' if len(empty) > 1 else ''} without images in {shown}: "
-            f"{few(empty)}. Read are {' '.join(sorted(EXTENSIONS))}. "
-            "Put images there or remove the folder."
+        faults.append(
+            Fault(
+                "empty_class",
+                f"{len(empty)} class folder{'s' if len(empty) > 1 else ''} without images in {shown}: "
+                f"{few(empty)}",
+                f"Read are {' '.join(sorted(EXTENSIONS))}. Put images there or remove the folder.",
+            )
         )
-    if len(train) < 2:
-        raise UserError(
-            f"Only one class in {shown}: {next(iter(train))}. "
-            f"Classification needs at least two class folders. Expected:\n{LAYOUT}"
-        )
-
-    folders = list(train)  # sorted
-    splits = {"train" if where else "all": _as_split(train, folders)}
+    if len(empty) == len(train):
+        raise UserError(f"{faults[0].text}. {faults[0].advice}")
+    found = {"train" if where else "all": train}
     unlabelled: tuple[str, ...] = ()
     for split in ("val", "test"):
         if split not in where:
             continue
         at = where[split]
-        found = {c: f for c, f in _class_folders(root, at, other).items() if f}
-        if split == "test" and not found and loose[at]:
+        own = {c: f for c, f in _class_folders(root, at, other).items() if f}
+        if split == "test" and not own and loose[at]:
             unlabelled = tuple(f"{at}/{file}" for file in loose.pop(at))
             log.info(
                 f"{name}: {at}/ has {len(unlabelled):,} images without labels: "
                 f"predict them with `fgvc predict RUN {root / at}`"
             )
             continue
-        unknown = [c for c in found if c not in train]
+        unknown = [c for c in own if c not in train]
         if unknown:
             more = f" ({len(unknown)} such classes: {few(unknown)})" if len(unknown) > 1 else ""
-            raise UserError(
-                f"Class {unknown[0]!r} in {root / at} is not in {shown}, whose folders are the "
-                f"class table{more}. The nearest training class is {nearest(unknown[0], folders)!r}. "
-                "Rename the folder, or add training images."
+            faults.append(
+                Fault(
+                    "unknown_class",
+                    f"Class {unknown[0]!r} in {root / at} is not in {shown}, whose folders are the class "
+                    f"table{more}. The nearest training class is {nearest(unknown[0], list(train))!r}",
+                    "Rename the folder, or add training images.",
+                    classes=tuple(unknown),
+                )
             )
-        if not found:
-            raise UserError(
-                f"No class folders with images in {root / at}. "
-                f"Remove the folder, or fill it. Expected:\n{LAYOUT}"
+        if own:
+            found[split] = own
+        else:
+            faults.append(
+                Fault(
+                    "empty_split",
+                    f"No class folders with images in {root / at}",
+                    f"Remove the folder, or fill it. Expected:\n{LAYOUT}",
+                )
             )
-        splits[split] = _as_split(found, folders)
 
     ignored = sum(map(len, loose.values()))
     if ignored:
@@ -100,9 +107,20 @@ def folder(root: str | os.PathLike) -> Manifest:
     if other:
         kinds = ", ".join(f"{n} {ext or 'without extension'}" for ext, n in other.most_common(5))
         log.info(f"{name}: {other.total():,} files that are no images ignored ({kinds})")
+    folders = sorted({name for own in found.values() for name in own} - set(empty))
     classes, ids = split_ids(folders)
-    read = functools.partial(read_in, str(root))
-    return Manifest(name, classes, splits, read, str(root), ids=ids, unlabelled=unlabelled)
+    called = dict(zip(folders, classes, strict=True))
+    faults = [f._replace(classes=tuple(called[c] for c in f.classes)) for f in faults]
+    return Manifest(
+        name,
+        classes,
+        {split: _as_split(own, folders) for split, own in found.items()},
+        functools.partial(read_in, str(root)),
+        str(root),
+        ids=ids,
+        unlabelled=unlabelled,
+        faults=tuple(faults),
+    )
 
 
 def _split_folders(root: Path) -> dict[str, str]:
@@ -130,5 +148,5 @@ def _class_folders(root: Path, at: str, other: Counter) -> dict[str, list[str]]:
 
 def _as_split(files_of: dict[str, list[str]], folders: list[str]) -> Split:
     label = {folder: i for i, folder in enumerate(folders)}
-    labels = np.repeat([label[c] for c in files_of], [len(f) for f in files_of.values()])
-    return Split(tuple(f for files in files_of.values() for f in files), labels.astype(np.int32))
+    labels = [label[c] for c, files in files_of.items() for _ in files]
+    return Split(tuple(f for files in files_of.values() for f in files), np.array(labels, np.int32))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from fgvc_jax.data.manifest import Manifest
+from fgvc_jax.data.manifest import Fault, Manifest
 from fgvc_jax.data.sources.files import is_image, listed
 from fgvc_jax.data.sources.images import read_in
 from fgvc_jax.data.sources.names import few, nearest, split_of
@@ -65,8 +65,9 @@ def image_list(
       images: the folder that paths are relative to; '' = the list's own.
 
     Raises:
-      UserError: with the line, for a path that is missing, fits several files or stands twice, an
-        unknown split, a label that is missing or that train lacks, a row with too many columns.
+      UserError: with the line, for a path that fits several files or stands twice, an unknown split or a
+        row with too many columns; where no image is there. Images that are missing, labels that are
+        missing or that train lacks become `faults`.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -75,14 +76,18 @@ def image_list(
     root = Path(images).expanduser() if images else path.parent
     if not root.is_dir():
         raise UserError(f"config.data.images = {str(images)!r} is no folder.")
-    rows = _locate(root, path, _rows(path))
+    rows, faults = _locate(root, path, _rows(path))
     bare = [row for row in rows if not row.label]
     wrong = [f"line {row.line}" for row in bare if row.split != "test"]
     if wrong:
-        raise UserError(
-            f"{path}: {len(wrong):,} images have no label: {few(wrong)}. Label them or remove the lines; "
-            "only images of a test split may come without."
+        faults.append(
+            Fault(
+                "no_label",
+                f"{path}: {len(wrong):,} images have no label: {few(wrong)}",
+                "Label them or remove the lines; only images of a test split may come without.",
+            )
         )
+        bare = [row for row in bare if row.split == "test"]
     if bare:
         log.info(
             f"{path.name}: {len(bare):,} test images have no label and are left out of the test"
@@ -91,15 +96,22 @@ def image_list(
     labels = {row.label for row in rows if row.split in ("all", "train")}
     if not labels:
         raise UserError(f"{path} lists no training image; its labels are the class table.")
-    classes, ids = _class_table(labels, path)
-    label = {name: i for i, name in enumerate(classes)}
-    for row in rows:
-        if row.label not in label:
-            raise UserError(
+    unknown = {row.label: row for row in reversed(rows) if row.label not in labels}
+    if unknown:
+        row = min(unknown.values())  # the first line
+        more = f" ({len(unknown)} such labels: {few(sorted(unknown))})" if len(unknown) > 1 else ""
+        faults.append(
+            Fault(
+                "unknown_class",
                 f"{path}, line {row.line}: label {row.label!r} of split {row.split!r} is not among the "
-                f"training labels, which are the class table; the nearest is "
-                f"{nearest(row.label, classes)!r}. Correct it, or add training images."
+                f"training labels, which are the class table{more}; the nearest is "
+                f"{nearest(row.label, sorted(labels))!r}",
+                "Correct it, or add training images.",
+                classes=tuple(unknown),
             )
+        )
+    classes, ids = _class_table(labels | unknown.keys(), path)
+    label = {name: i for i, name in enumerate(classes)}
     return Manifest(
         path.stem,
         classes,
@@ -108,6 +120,7 @@ def image_list(
         str(root),
         ids=ids,
         unlabelled=tuple(row.file for row in bare),
+        faults=tuple(faults),
     )
 
 
@@ -191,8 +204,8 @@ def _columns(path: Path, cells: list[str]) -> tuple[int, int, int | None] | None
     return file, label, split
 
 
-def _locate(root: Path, path: Path, rows: list[Row]) -> list[Row]:
-    """The rows with their files as they lie in root."""
+def _locate(root: Path, path: Path, rows: list[Row]) -> tuple[list[Row], list[Fault]]:
+    """The rows with their files as they lie in root, and those that are missing as a fault."""
     names = functools.cache(listed)
 
     @functools.cache
@@ -236,13 +249,17 @@ def _locate(root: Path, path: Path, rows: list[Row]) -> list[Row]:
             )
         line_of[file] = row.line
         found.append(row._replace(file=file))
-    if missing:
-        raise UserError(
-            f"{path}: {len(missing):,} of {len(rows):,} images are not in {root}: {few(missing)}. Bring "
-            "them, correct the paths, or name the folder that they are relative to with "
-            "--config.data.images=DIR."
-        )
-    return found
+    if not missing:
+        return found, []
+    fault = Fault(
+        "missing_image",
+        f"{path}: {len(missing):,} of {len(rows):,} images are not in {root}: {few(missing)}",
+        "Bring them, correct the paths, or name the folder that they are relative to with "
+        "--config.data.images=DIR.",
+    )
+    if not found:
+        raise UserError(f"{fault.text}. {fault.advice}")
+    return found, [fault]
 
 
 def _class_table(labels: set[str], path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:

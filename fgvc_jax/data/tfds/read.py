@@ -16,12 +16,14 @@ from PIL import Image
 from fgvc_jax.data.manifest import Manifest, Split
 from fgvc_jax.data.sources import decode
 from fgvc_jax.data.sources.names import split_of
+from fgvc_jax.data.split import halves
 from fgvc_jax.errors import UserError, choose
 from fgvc_jax.files import atomic
 
 log = logging.getLogger(__name__)
 
 NAMES = ("file_name", "filename", "image/filename")  # features that may name an image
+FORMAT = 2  # of the index
 FOLDS = ("train", "val", "test")  # the codes of the feature 'folds'
 
 
@@ -31,7 +33,7 @@ class Index(NamedTuple):
     files: np.ndarray  # str [N], unique
     labels: np.ndarray  # int64 [N]
     folds: np.ndarray  # uint8 [N, F]; F = 0 where the set has none
-    long_side: int  # of the largest image, in pixels
+    sizes: np.ndarray  # int32 [N, 2], height and width as the headers say; 0 where they say nothing
 
 
 def prepared(
@@ -77,7 +79,7 @@ def prepared(
     stored = _stored(directory)
     own = own_metadata(directory)
     stamp = _stamp(directory, image)
-    path = cache / f"{name}-index-{stamp}.npz"
+    path = cache / f"{name}-index{FORMAT}-{stamp}.npz"
     if not path.exists():
         log.info(f"reading {sum(map(len, stored.values())):,} records once, for {path}")
         classes = [key for key, kind in features.items() if isinstance(kind, kinds.ClassLabel)]
@@ -95,7 +97,7 @@ def prepared(
                 f"config.data.splits = 'retrieval': {name} has no such split; "
                 "the official order of its classes makes one for cub and cars only."
             )
-        parts = _halves(labels, len(names), val_fraction, seed)
+        parts = halves(labels, len(names), val_fraction, seed)
     files = index.files.tolist()
     return Manifest(
         name,
@@ -113,7 +115,7 @@ def prepared(
         ids=tuple(own.get("ids", ())) if label == "label" else (),
         unlabelled=tuple(files[i] for i in unlabelled),
         stamp=stamp,
-        long_side=index.long_side,
+        size_of=dict(zip(files, index.sizes.tolist(), strict=True)).__getitem__,
         official=bool(own) and splits == "official",
     )
 
@@ -224,19 +226,19 @@ def _scan(
             [f"{split}/{number:06d}", *(record[key].decode() for key in named)],
             [record[key] for key in classes],
             record.get(folds, ()),
-            _long_side(record[image]),
+            _size(record[image]),
         )
         for split, source in stored.items()
         for number, record in enumerate(source)
     ]
-    names, labels, codes, long_sides = zip(*rows, strict=True)
+    names, labels, codes, sizes = zip(*rows, strict=True)
     numbered, *candidates = zip(*names, strict=True)
     unique = [column for column in candidates if len(set(column)) == len(rows)]
     labels = np.array(labels, np.int64).T
     return {
         "files": np.array([*unique, numbered][0]),
         "folds": np.array(codes, np.uint8),
-        "long_side": np.array(max(long_sides)),
+        "sizes": np.array(sizes, np.int32),
         **{f"labels/{key}": column for key, column in zip(classes, labels, strict=True)},
     }
 
@@ -250,15 +252,15 @@ def _save(arrays: dict[str, np.ndarray], path: Path) -> None:
 def _load(path: Path, label: str) -> Index:
     with np.load(path) as saved:
         labels = saved[f"labels/{label}"]
-        return Index(saved["files"], labels, saved["folds"], int(saved["long_side"]))
+        return Index(saved["files"], labels, saved["folds"], saved["sizes"])
 
 
-def _long_side(data: bytes) -> int:
+def _size(data: bytes) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return max(image.size)
+            return image.size[::-1]
     except Exception:  # Pillow's plugins raise anything on damaged data; decoding names it
-        return 0
+        return 0, 0
 
 
 def _parts(name: str, stored: dict[str, Sequence], labels: np.ndarray):
@@ -287,13 +289,3 @@ def _fold(name: str, folds: np.ndarray, fold: int) -> dict[str, np.ndarray]:
     if not 1 <= fold <= count:
         raise UserError(f"config.data.fold = {fold}: {name} has the splits 1 to {count}.")
     return {split: np.flatnonzero(folds[:, fold - 1] == i) for i, split in enumerate(FOLDS)}
-
-
-def _halves(labels: np.ndarray, classes: int, val_fraction: float, seed: int):
-    """The first half of the classes for training and validation, the second for testing."""
-    half = classes // 2
-    count = max(1, int(val_fraction * half + 0.5)) if val_fraction else 0
-    held_out = np.argsort(np.random.Philox(seed).random_raw(half), kind="stable")[:count]
-    is_val = np.isin(labels, held_out)
-    parts = {"train": (labels < half) & ~is_val, "val": is_val, "test": labels >= half}
-    return {split: np.flatnonzero(mask) for split, mask in parts.items() if mask.any()}
