@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 
 from fgvc_jax import backbones, methods
 from fgvc_jax.errors import UserError
-from fgvc_jax.images.augment import View
 from fgvc_jax.images.batch import plain_views, random_views
+from fgvc_jax.images.view import View
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree
 from fgvc_jax.train.checkpoint import Checkpoints, pick

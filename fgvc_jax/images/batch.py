@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from fgvc_jax.images import augment
-from fgvc_jax.images.augment import View
+from fgvc_jax.images.augment import eval_view, train_view
+from fgvc_jax.images.view import View
 
 
 def random_views(
@@ -22,7 +22,7 @@ def random_views(
 
     def one(key, canvases, sizes):
         numbers = jnp.arange(canvases.shape[0])
-        draw = jax.vmap(lambda n, c, s: augment.train_view(jax.random.fold_in(key, n), c, s, view))
+        draw = jax.vmap(lambda n, c, s: train_view(jax.random.fold_in(key, n), c, s, view))
         return draw(numbers, canvases, sizes)
 
     images = jax.vmap(one)(keys, pixels, sizes).astype(dtype)
@@ -31,6 +31,6 @@ def random_views(
 
 def plain_views(pixels: jax.Array, sizes: jax.Array, view: View, dtype) -> jax.Array:
     """The same shapes with the evaluation crop."""
-    images = jax.vmap(jax.vmap(lambda c, s: augment.eval_view(c, s, view)))(pixels, sizes)
+    images = jax.vmap(jax.vmap(lambda c, s: eval_view(c, s, view)))(pixels, sizes)
     images = images.astype(dtype)
     return images[:, 0] if images.shape[1] == 1 else images

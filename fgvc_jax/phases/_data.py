@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from fgvc_jax.data import cache, feed
 from fgvc_jax.data.doctor import Look
 from fgvc_jax.data.manifest import Manifest
-from fgvc_jax.images.augment import View
+from fgvc_jax.images.view import View
 
 
 class Data:

@@ -16,8 +16,8 @@ from fgvc_jax import backbones, model
 from fgvc_jax.backbones import Preprocessing
 from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.errors import UserError
-from fgvc_jax.images.augment import View
 from fgvc_jax.images.batch import random_views
+from fgvc_jax.images.view import View
 from fgvc_jax.model import Specification
 from fgvc_jax.train import tree
 from fgvc_jax.weights import load_pretrained, preprocessing_of, wanted_arguments

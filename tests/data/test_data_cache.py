@@ -18,7 +18,8 @@ from fgvc_jax.data.sources.images import read_in
 from fgvc_jax.data.split import carve
 from fgvc_jax.errors import UserError
 from fgvc_jax.images import protocols
-from fgvc_jax.images.augment import View, eval_view
+from fgvc_jax.images.augment import eval_view
+from fgvc_jax.images.view import View
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from fgvc_jax import backbones, cli
 from fgvc_jax.errors import UserError
 from fgvc_jax.export.timm import to_timm
-from fgvc_jax.images.augment import View
+from fgvc_jax.images.view import View
 from fgvc_jax.model import Specification
 from fgvc_jax.train import tree
 from fgvc_jax.train.checkpoint import METRIC, Checkpoints

@@ -1,58 +1,17 @@
 """Crop boxes and whole views against torchvision."""
 
-import os
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
-from fgvc_jax.images.augment import (
-    View,
-    center_crop_box,
-    eval_view,
-    normalise,
-    random_resized_crop_box,
-    train_view,
-)
+from fgvc_jax.errors import UserError
+from fgvc_jax.images.augment import eval_view, normalise, train_view
+from fgvc_jax.images.boxes import center_crop_box, erase_box, random_resized_crop_box
+from fgvc_jax.images.view import View
 from fgvc_jax.ops.crop import crop_resize
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@pytest.fixture(scope="module")
-def transforms():
-    torch = pytest.importorskip("torch", reason="torchvision is the reference for crops and views")
-    if not hasattr(torch.ops.torchvision, "nms"):
-        # A torchvision built for CUDA beside a CPU torch imports only with these declared.
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        torch.torchvision_schemas = library  # it must outlive this function
-    module = pytest.importorskip(
-        "torchvision.transforms", reason="torchvision is the reference for crops and views"
-    )
-    return module
-
-
-def photo(h, w):
-    """A real photo resized to h x w where there is one, else smooth colours with noise."""
-    here = Path(__file__).resolve().parents[2] / "../shared/data/produce31"
-    files = sorted(Path(os.environ.get("FGVC_PRODUCE31", here)).glob("train/*/*.jpg"))
-    if files:
-        return Image.open(files[7]).convert("RGB").resize((w, h), Image.Resampling.BICUBIC)
-    y, x = np.mgrid[:h, :w] / 30
-    smooth = 128 + 100 * np.stack([np.sin(x * y), np.cos(x - y), np.sin(x + 2 * y)], -1)
-    noise = np.random.default_rng(0).normal(0, 10, smooth.shape)
-    return Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8))
-
-
-def on_canvas(image, side=400):
-    canvas = np.zeros((side, side, 3), np.uint8)
-    canvas[: image.height, : image.width] = np.asarray(image)
-    return canvas, np.array([image.height, image.width], np.int32)
 
 
 # (image, resize, crop): down, up, odd spares, long side cut by int(), crop larger than the image in
@@ -72,12 +31,12 @@ GEOMETRIES = [
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("hw", "resize", "size"), GEOMETRIES)
 def test_eval_view_is_torchvision_resize_and_center_crop(
-    transforms, hw, resize, size, interpolation
+    transforms, photo, on_canvas, hw, resize, size, interpolation
 ):
     image = photo(*hw)
     mode = transforms.InterpolationMode(interpolation)
     ref = transforms.CenterCrop(size)(transforms.Resize(resize, mode)(image))
-    canvas, valid = on_canvas(image)
+    canvas, valid = on_canvas(image, 400)
     view = View(size, resize, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), interpolation=interpolation)
     got = 255 * np.asarray(jax.jit(eval_view, static_argnums=2)(canvas, valid, view))
     error = np.abs(got - np.asarray(ref, np.float32))
@@ -86,7 +45,7 @@ def test_eval_view_is_torchvision_resize_and_center_crop(
     assert error.max() <= (1.01 if interpolation == "bilinear" else 2.0)
 
 
-def test_normalise_is_torchvisions(transforms):
+def test_normalise_is_torchvisions(transforms, photo):
     image = photo(32, 32)
     ref = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])(image)
     got = normalise(jnp.asarray(image, jnp.float32), View(32, 32, MEAN, STD))
@@ -149,7 +108,7 @@ def test_center_crop_box_is_in_source_pixels():
     np.testing.assert_allclose(box, [10, 60, 80, 80])
 
 
-def test_train_view_is_its_box_and_flip_then_normalised():
+def test_train_view_is_its_box_and_flip_then_normalised(photo, on_canvas):
     image = photo(60, 80)
     canvas, hw = on_canvas(image, 80)
     view = View(24, 28, MEAN, STD)
@@ -170,7 +129,7 @@ def test_train_view_is_its_box_and_flip_then_normalised():
     assert got.dtype == np.float32
 
 
-def test_flip_probability_zero_and_one():
+def test_flip_probability_zero_and_one(photo, on_canvas):
     canvas, hw = on_canvas(photo(40, 40), 40)
     # Scale 1 and ratio 1 leave the whole image.
     whole = View(40, 40, MEAN, STD, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
@@ -181,3 +140,72 @@ def test_flip_probability_zero_and_one():
     plain = normalise(jnp.asarray(canvas, jnp.float32), whole)
     np.testing.assert_allclose(never, jnp.broadcast_to(plain, never.shape), atol=1e-4)
     np.testing.assert_allclose(always, never[:, :, ::-1], atol=1e-4)
+
+
+# Random erasing
+
+ERASE_SCALES = [
+    ((0.02, 1 / 3), (0.3, 1 / 0.3)),
+    ((0.5, 1.2), (0.5, 2.0)),
+]  # the second often fits nowhere
+
+
+@pytest.mark.parametrize(("scale", "ratio"), ERASE_SCALES)
+def test_erased_rectangles_are_distributed_as_torchvisions(transforms, scale, ratio):
+    import torch
+    from scipy.stats import ks_2samp
+
+    side, n = 40, 3000
+    keys = jax.random.split(jax.random.key(0), n)
+    ours = np.asarray(jax.jit(jax.vmap(lambda key: erase_box(key, side, scale, ratio)))(keys))
+    torch.manual_seed(0)
+    blank = torch.zeros(1, side, side)
+    get = transforms.RandomErasing.get_params
+    found = [get(blank, scale, ratio, [0.0])[:4] for _ in range(n)]
+    # Where none of ten tries fits torchvision names the whole image and puts back what was there.
+    theirs = np.array([(0, 0, 0, 0) if box[2:] == (side, side) else box for box in found], float)
+    assert (ours == np.round(ours)).all() and (ours >= 0).all() and (ours[:, 2:] < side).all()
+    assert (ours[:, :2] + ours[:, 2:] <= side).all()
+    for column, name in enumerate(("top", "left", "height", "width")):
+        # Fixed seeds, so this is no lottery; a p-value under 1e-3 means another distribution.
+        assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-3, name
+    assert ks_2samp(ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3]).pvalue > 1e-3
+
+
+def test_erasing_puts_noise_or_zero_in_a_rectangle_and_moves_no_other_draw(photo, on_canvas):
+    canvas, hw = on_canvas(photo(40, 40), 40)
+    view = View(32, 32, MEAN, STD, jitter=(0.2, 0.0, 0.0, 0.0))
+    views = jax.jit(jax.vmap(train_view, (0, None, None, None)), static_argnums=3)
+    keys = jax.random.split(jax.random.key(0), 64)
+    plain = np.asarray(views(keys, canvas, hw, view))
+    noise, noise_twice = (
+        np.asarray(views(keys, canvas, hw, view._replace(erase=0.5))) for _ in range(2)
+    )
+    zero = np.asarray(views(keys, canvas, hw, view._replace(erase=0.5, erase_mode="const")))
+    np.testing.assert_array_equal(noise, noise_twice)
+    erased = (noise != plain).all(-1)
+    values = noise[erased]
+    used = erased.any((1, 2))
+    assert 18 <= used.sum() <= 46  # 64 fair coins, sd 4, at a fixed seed
+    for k in np.flatnonzero(used):
+        rows, columns = np.flatnonzero(erased[k].any(1)), np.flatnonzero(erased[k].any(0))
+        inside = np.zeros((32, 32), bool)
+        inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+        np.testing.assert_array_equal(erased[k], inside)
+        assert 0.5 * 0.02 <= inside.mean() <= 1.2 / 3  # sides are rounded to pixels
+    # Thousands of standard normal numbers: mean 0 and deviation 1 within a few hundredths.
+    assert len(values) > 1000 and abs(values.mean()) < 0.05 and abs(values.std() - 1) < 0.05
+    assert len(np.unique(values)) > 0.99 * values.size  # each pixel and channel its own
+    np.testing.assert_array_equal(zero, np.where(erased[..., None], 0, plain))
+
+
+def test_unknown_choices_of_a_view_are_named(photo, on_canvas):
+    canvas, hw = on_canvas(photo(40, 40), 40)
+    view = View(8, 8, MEAN, STD)
+    for change, message in (
+        ({"erase_mode": "rand"}, r"erase_mode = 'rand' is unknown.* Known: const, pixel"),
+        ({"crop": "randomresized"}, r"did you mean 'random_resized'"),
+        ({"augment": "auto-augment"}, r"did you mean 'auto_augment'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train_view(jax.random.key(0), canvas, hw, view._replace(**change))

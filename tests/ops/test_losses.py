@@ -49,6 +49,26 @@ def test_cross_entropy_is_torchs(smoothing):
     assert value.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_of_mixed_labels_is_torchs_of_soft_targets(smoothing):
+    partner, share = LABELS[::-1].copy(), rng.uniform(size=7)
+    eye = np.eye(5)
+    soft = torch.tensor(share[:, None] * eye[LABELS] + (1 - share[:, None]) * eye[partner])
+
+    def theirs(x):
+        return F.cross_entropy(x, soft, label_smoothing=smoothing)
+
+    def ours(x):
+        mixed = {"partner": jnp.asarray(partner), "share": jnp.asarray(share, x.dtype)}
+        return losses.cross_entropy(x, jnp.asarray(LABELS), smoothing, **mixed)
+
+    with jax.enable_x64(True):
+        assert check(ours, theirs, jnp.asarray(LOGITS), 1e-12).dtype == jnp.float64
+    check(ours, theirs, jnp.asarray(LOGITS, jnp.float32), 1e-5)
+    with pytest.raises(ValueError, match="together"):
+        losses.cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS), share=jnp.asarray(share))
+
+
 def test_binary_cross_entropy_is_torchs():
     def theirs(x):
         return F.binary_cross_entropy_with_logits(x, torch.tensor(SAME, dtype=x.dtype))

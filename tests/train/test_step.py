@@ -17,8 +17,8 @@ from fgvc_jax import methods
 from fgvc_jax.backbones.features import Features
 from fgvc_jax.data.cache import Canvases
 from fgvc_jax.data.feed import Feed, gather
-from fgvc_jax.images.augment import View
 from fgvc_jax.images.batch import plain_views, random_views
+from fgvc_jax.images.view import View
 from fgvc_jax.layers.norm import BatchNorm
 from fgvc_jax.methods import baseline
 from fgvc_jax.ops.crop import crop_resize
