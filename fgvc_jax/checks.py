@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from fgvc_jax import lengths, phases
 from fgvc_jax.data import load
 from fgvc_jax.errors import UserError, at_least, check_patterns, choose
-from fgvc_jax.images.augment import AUGMENTS, CROPS
+from fgvc_jax.images.augment import AUGMENTS, CROPS, ERASE_MODES
 from fgvc_jax.ops.crop import Interpolation
 
 TYPES = ("float32", "bfloat16", "float64")
@@ -70,12 +70,13 @@ def _check_image(image: ConfigDict) -> None:
     at_least(image.size, 1, "config.image.size")
     choose(image.augment, AUGMENTS, "config.image.augment")
     choose(image.crop, CROPS, "config.image.crop")
+    choose(image.erase_mode, ERASE_MODES, "config.image.erase_mode")
     if image.interpolation:
         choose(image.interpolation, get_args(Interpolation), "config.image.interpolation")
     at_least(image.crop_pad, 0, "config.image.crop_pad")
     if image.resize:
         at_least(image.resize, image.size, "config.image.resize (or 0)")
-    for key in ("flip", "augment_probability", "blur", "sharpen"):
+    for key in ("flip", "augment_probability", "blur", "sharpen", "erase"):
         if not 0 <= image[key] <= 1:
             raise UserError(f"config.image.{key} = {image[key]}; a probability lies in 0 to 1.")
     for key in ("mean", "std"):
@@ -84,7 +85,7 @@ def _check_image(image: ConfigDict) -> None:
                 f"config.image.{key} = {image[key]!r}; give three numbers (of values in 0..1), "
                 "such as (0.5,0.5,0.5), or () for what the weights want."
             )
-    for key in ("crop_scale", "crop_ratio", "blur_sigma"):
+    for key in ("crop_scale", "crop_ratio", "blur_sigma", "erase_scale", "erase_ratio"):
         low_high = image[key]
         if len(low_high) != 2 or not 0 < low_high[0] <= low_high[1]:
             raise UserError(f"config.image.{key} = {low_high}; it is (lowest, highest), above 0.")

@@ -93,6 +93,10 @@ def base() -> ConfigDict:
     config.image.blur_sigma = (0.1, 5.0)  # pixels, at least and at most
     config.image.sharpen = 0.0  # probability of sharpening
     config.image.sharpness = 1.5  # its factor; 1 changes nothing
+    config.image.erase = 0.0  # probability of random erasing
+    config.image.erase_scale = (0.02, 1 / 3)  # share of the area
+    config.image.erase_ratio = (0.3, 1 / 0.3)  # height over width
+    config.image.erase_mode = "pixel"  # noise, or 'const': the mean colour
 
     config.model = ConfigDict()
     config.model.backbone = "resnet50"

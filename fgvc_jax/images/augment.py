@@ -24,6 +24,7 @@ _POLICIES = {"trivial_augment_wide": trivial_augment, "auto_augment": auto_augme
 AUGMENTS = ("none", *_POLICIES)
 CROPS = ("random_resized", "random")
 ERASE_MODES = ("pixel", "const")
+ERASE_MODES = ("pixel", "const")
 
 
 def train_view(key: jax.Array, canvas: jax.Array, hw: jax.Array, view: View) -> jax.Array:

@@ -54,11 +54,14 @@ class Method(nnx.Module):
       evaluator: who validates and scores it: 'classify', 'verify', 'retrieve' (fgvc_jax/evaluators), or the
         path of a file of one's own.
       trains_on: 'images' or 'pairs' (mined ones, see `config.<phase>.pairs`).
+      takes_mixed_labels: its loss takes batch['partner'] int32 [B] and batch['share'] float32 [B], see
+        `fgvc_jax.images.mix`; without, mixup and CutMix are refused.
       images_per_example: V; with V > 1, batch['image'] is [B, V, S, S, 3].
     """
 
     evaluator: ClassVar[str] = "classify"
     trains_on: ClassVar[str] = "images"
+    takes_mixed_labels: ClassVar[bool] = False
     images_per_example: ClassVar[int] = 1
 
     backbone: nnx.Module
@@ -121,6 +124,11 @@ def torch_linear(
         param_dtype=param_dtype,
         rngs=rngs,
     )
+
+
+def mixed_labels(batch: Batch) -> dict[str, jax.Array | None]:
+    """{'partner', 'share'} for `fgvc_jax.ops.losses.cross_entropy`; None where nothing was mixed."""
+    return {name: batch.get(name) for name in ("partner", "share")}
 
 
 def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:

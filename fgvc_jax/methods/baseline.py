@@ -4,11 +4,13 @@ import jax.numpy as jnp
 
 from fgvc_jax.errors import choose
 from fgvc_jax.methods._base import Method as Base
-from fgvc_jax.methods._base import accuracy, torch_linear
+from fgvc_jax.methods._base import accuracy, mixed_labels, torch_linear
 from fgvc_jax.ops.losses import cross_entropy
 
 
 class Method(Base):
+    takes_mixed_labels = True
+
     def __init__(
         self,
         backbone,
@@ -42,8 +44,9 @@ class Method(Base):
     def update(self, batch, carry, context):
         """One update on batch['image'] [B, S, S, 3] and batch['label'] int [B]."""
         logits = self.head(self.backbone(batch["image"]).pooled)
-        loss = cross_entropy(logits, batch["label"], self.label_smoothing)
-        return loss, carry, {"accuracy": accuracy(logits, batch["label"])}
+        labels, smoothing = batch["label"], self.label_smoothing
+        loss = cross_entropy(logits, labels, smoothing, **mixed_labels(batch))
+        return loss, carry, {"accuracy": accuracy(logits, labels)}
 
     def predict(self, images, edit=None):
         """Images [B, S, S, 3] -> class scores (logits) [B, C] and the embedding [B, D]."""

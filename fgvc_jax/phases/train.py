@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from fgvc_jax import evaluators, lengths, methods
 from fgvc_jax.data import feed, sampler
 from fgvc_jax.errors import UserError, at_least, check_patterns, choose
+from fgvc_jax.images.mix import mix
 from fgvc_jax.mining import pairs as mined
 from fgvc_jax.phases import _starts as starts
 from fgvc_jax.phases._base import Cost, Read, Result
@@ -110,6 +111,12 @@ def defaults() -> ConfigDict:
     section.sam.weights_only = True  # ASAM scales kernels only (its authors), or everything
     section.sam.groups = 1  # m-sharpness: parts of the batch with a perturbation each
 
+    section.mix = ConfigDict()
+    section.mix.mixup = 0.0  # alpha of the Beta distribution of shares; 0 = off
+    section.mix.cutmix = 0.0
+    section.mix.probability = 1.0  # that a batch is mixed at all
+    section.mix.switch = 0.5  # probability of CutMix in place of mixup, where both are on
+
     section.validation = ConfigDict()
     section.validation.every = "1 epochs"  # with a checkpoint each
     section.validation.early_stopping = 0  # evaluations without a better one; 0 = never
@@ -166,6 +173,11 @@ class Phase(Base):
                 f"{self.method.trains_on}, so it must {wants}."
             )
         evaluators.get(self.method.evaluator)
+        if self._mixes() and not self.method.takes_mixed_labels:
+            raise UserError(
+                f"{where}.mix: the loss of method {section.method!r} takes no mixed labels. Set mix.mixup and "
+                "mix.cutmix to 0."
+            )
         for name in section.arguments:
             if name in methods.COMMON:
                 raise UserError(
@@ -440,8 +452,12 @@ class Phase(Base):
             freeze=freeze,
             fix_batch_norm=opt.frozen_batch_norm == "fixed",
             wrap=wrap,
+            mix=functools.partial(mix, **section.mix.to_dict()) if self._mixes() else None,
             ema=section.ema,
         )
+
+    def _mixes(self) -> bool:
+        return bool(self.section.mix.mixup or self.section.mix.cutmix)
 
     def _patience(self) -> Patience:
         schedule = self.section.schedule
@@ -533,6 +549,12 @@ def _check_choices(section: ConfigDict, where: str) -> None:
         "schedule.patience",
     ):
         at_least(_get(section, key), 1, f"{where}.{key}")
+    for key in ("mixup", "cutmix", "probability", "switch"):
+        at_least(section.mix[key], 0, f"{where}.mix.{key}")
+        if key in ("probability", "switch") and section.mix[key] > 1:
+            raise UserError(
+                f"{where}.mix.{key} = {section.mix[key]}; a probability lies in 0 to 1."
+            )
     for key in ("learning_rate", "weight_decay", "clip"):
         at_least(opt[key], 0, f"{where}.optimizer.{key}")
     at_least(sam_.rho, 0, f"{where}.sam.rho")

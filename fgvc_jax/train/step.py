@@ -41,6 +41,7 @@ class Recipe:
       freeze: patterns of parameter paths that get no gradient.
       fix_batch_norm: BatchNorm whose scale is frozen keeps its running statistics in training.
       wrap: around the gradient function, where SAM and accumulation go.
+      mix: (key, images, labels) -> (images, columns of the batch), such as `fgvc_jax.images.mix.mix`.
       ema: decay of the moving average of parameters and statistics, shorter in the first steps, where it is
         (1 + step) / (10 + step); 0 = no average.
       total_steps: length of the phase.
@@ -55,6 +56,7 @@ class Recipe:
     freeze: Sequence[str] = ()
     fix_batch_norm: bool = True
     wrap: Callable[[Callable], Callable] = lambda gradient: gradient
+    mix: Callable | None = None
     ema: float = 0.0
 
     def trains(self, path: str) -> bool:
@@ -158,6 +160,10 @@ def train_step(
         now, examples = state["step"], pixels.shape[0]
         images = preprocess(example_keys(seed, now, 0, examples), pixels, sizes)
         columns = {name: c for name, c in batch.items() if name not in ("index", "pixels", "sizes")}
+        if recipe.mix:
+            key = jax.random.fold_in(update_key(seed, now, 0), _WHOLE)
+            images, targets = recipe.mix(key, images, columns["label"])
+            columns |= targets
         columns["image"] = jax.lax.with_sharding_constraint(images, spread)
         params, batch_stats, opt = state["params"], state["batch_stats"], state["opt"]
         lr = recipe.learning_rate(now) * state["plateau"]["rate_factor"]

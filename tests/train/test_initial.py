@@ -14,12 +14,12 @@ from sklearn.neighbors import NearestCentroid
 
 from fgvc_jax.data.load import load
 from fgvc_jax.errors import UserError
+from fgvc_jax.images.batch import plain_views
 from fgvc_jax.layers.norm import BatchNorm
 from fgvc_jax.phases import section
 from fgvc_jax.run import run
 from fgvc_jax.train import initial, tree
 from fgvc_jax.train.checkpoint import Checkpoints
-from fgvc_jax.train.step import plain_views
 
 
 def features(spread=1.0, classes=6, width=12, seed=0):

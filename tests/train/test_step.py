@@ -18,6 +18,7 @@ from fgvc_jax.backbones.features import Features
 from fgvc_jax.data.cache import Canvases
 from fgvc_jax.data.feed import Feed, gather
 from fgvc_jax.images.batch import plain_views, random_views
+from fgvc_jax.images.mix import mix
 from fgvc_jax.images.view import View
 from fgvc_jax.layers.norm import BatchNorm
 from fgvc_jax.methods import baseline
@@ -54,6 +55,7 @@ def engine(
     total_steps=10,
     ema=0.0,
     wrap=lambda gradient: gradient,
+    mix=None,
 ):
     """(state, step function: state -> (state, metrics)) on the six canvases."""
     mesh = meshes.make()
@@ -67,6 +69,7 @@ def engine(
         freeze=freeze,
         ema=ema,
         wrap=wrap,
+        mix=mix,
     )
     state = steps.init_state(params, stats, recipe)
     state = jax.device_put(state, meshes.shardings(state, mesh))
@@ -271,6 +274,26 @@ def test_a_checkpoint_of_a_moving_average_holds_it_as_the_weights(tmp_path):
         np.testing.assert_array_equal(weights["params"][path], value)
     assert jax.tree.structure(whole) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, whole, state)
+
+
+@pytest.mark.parametrize(
+    "strength", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}]
+)
+def test_a_mixed_batch_against_its_loss_by_hand(strength):
+    """The step's loss is that of the images and shares that `mix` makes with the draw of the whole batch."""
+    mixed = functools.partial(mix, **strength)
+    state, step = engine(classifier(), mix=mixed)
+    module = classifier()
+    key = jax.random.fold_in(steps.update_key(SEED, 0, 0), 2**32 - 1)
+    images = views(steps.example_keys(SEED, 0, 0, BATCH))
+    images, targets = mixed(key, images, jnp.asarray(LABELS))
+    logits = np.asarray(module.head(module.backbone(images).pooled), np.float64)
+    logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    rows, share = np.arange(BATCH), np.asarray(targets["share"], np.float64)
+    expected = share * logp[rows, LABELS] + (1 - share) * logp[rows, LABELS[::-1]]
+    _, metrics = step(state)
+    np.testing.assert_allclose(metrics["loss"], -expected.mean(), rtol=1e-5)  # float32
+    assert 0 < share.min() < 1
 
 
 # Two updates and a carried crop, against a loop in NumPy
