@@ -46,15 +46,17 @@ class Context:
         self.later_seconds: float | None = None  # estimated time of the phases after this one
         self._pretrained: tree.Flat = {}
         self.view = make_view(config, self._load_backbone().info.preprocessing)
-        self.look = look or doctor.look(
-            manifest,
-            files.cache_folder(config.data.cache),
-            resize=self.view.resize,
-            squash=self.view.squash,
-            canvas=config.data.canvas,
-            feed=config.data.feed,
-        )
-        self.canvas = self.look.side
+        self.look = look
+        if look:
+            self.canvas = look.side
+        else:  # the images are looked at when they are asked for; their headers tell the side
+            labelled = [file for split in manifest.splits.values() for file in split.files]
+            self.canvas = cache.canvas_side(
+                cache.image_sizes(manifest, labelled),
+                resize=self.view.resize,
+                squash=self.view.squash,
+                canvas=config.data.canvas,
+            )
         self._canvases: dict[str, cache.Canvases | cache.Decoded] = {}
         self._resident: dict[str, feed.Resident] = {}
 
@@ -70,6 +72,15 @@ class Context:
         return jnp.dtype(name)
 
     def canvases(self, split: str) -> cache.Canvases | cache.Decoded:
+        if self.look is None:
+            self.look = doctor.look(
+                self.manifest,
+                files.cache_folder(self.config.data.cache),
+                resize=self.view.resize,
+                squash=self.view.squash,
+                canvas=self.config.data.canvas,
+                feed=self.config.data.feed,
+            )
         if split not in self._canvases:
             self._canvases[split] = self.look.canvases(self.manifest.splits[split].files)
         return self._canvases[split]
