@@ -175,8 +175,8 @@ class Phase(Base):
         evaluators.get(self.method.evaluator)
         if self._mixes() and not self.method.takes_mixed_labels:
             raise UserError(
-                f"{where}.mix: the loss of method {section.method!r} takes no mixed labels. Set mix.mixup and "
-                "mix.cutmix to 0."
+                f"{where}.mix: the loss of method {section.method!r} takes no mixed labels. Set mix.mixup "
+                "and mix.cutmix to 0."
             )
         for name in section.arguments:
             if name in methods.COMMON:
