@@ -18,6 +18,7 @@ from fgvc_jax.data import doctor, load
 from fgvc_jax.data import manifest as manifests
 from fgvc_jax.errors import UserError
 from fgvc_jax.images import protocols
+from fgvc_jax.images.view import View
 from fgvc_jax.phases._base import Phase, Result
 from fgvc_jax.phases._data import Data
 from fgvc_jax.phases._models import Models, view_of
@@ -114,7 +115,8 @@ def run(
                 seeded.seed = config.seed + seed
                 if part:
                     log.info("seed %s:", seeded.seed)
-                results[part] = _phases(Run(seeded, folder / part, stop), manifest, look, sources)
+                one = Run(seeded, folder / part, stop, dry_run)
+                results[part] = _phases(one, manifest, look, view, sources)
                 if config.protocol == "refit":
                     log.info("refit on train + val, with the lengths that validation picked:")
                     again = rerun.refit(seeded, results[part], manifest)
@@ -181,13 +183,13 @@ def _classifying(config: ConfigDict) -> bool:
 
 
 def _phases(
-    run: Run, manifest: manifests.Manifest, look: doctor.Look, sources: list[Path]
+    run: Run, manifest: manifests.Manifest, look: doctor.Look, view: View, sources: list[Path]
 ) -> dict[str, Result]:
     """All phases in one folder, for one seed."""
     config = run.config
     mesh = meshes.make(config.devices.fsdp)
     data = Data(manifest, config.data, mesh, look)
-    models = Models(config, run.workdir, manifest, mesh, data.canvas_later(view_of(config)))
+    models = Models(config, run.workdir, manifest, mesh, view, data.canvas_later(view))
     todo = phases.of(config)
     hashes, shorter = _hashes(todo, manifests.digest(manifest))
     done: dict[str, Result] = {}

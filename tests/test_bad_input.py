@@ -115,7 +115,21 @@ def test_data_variable_not_set(refused, monkeypatch):
     assert "FGVC_DATA is not set" in text and "$FGVC_DATA/cub" in text
     assert "train/<class>/" in text and "--config.data.root=DIR" in text
     # In the same message, the other thing that is missing.
-    assert "resnet50-0676ba61.pth" in text and "--config.model.pretrained=" in text
+    text = refused(
+        f"--config={REPOSITORY}/configs/cub_finer.py", "--config.model.pretrained=no.pth"
+    )
+    assert "FGVC_DATA is not set" in text
+    assert "no.pth" in text and "--config.model.pretrained=" in text
+
+
+def test_nothing_is_downloaded_before_all_that_is_missing_is_known(refused, monkeypatch, tmp_path):
+    def fetch(*_, **__):
+        raise AssertionError("downloaded")
+
+    monkeypatch.setattr("fgvc_jax.download.fetch", fetch)
+    monkeypatch.setenv("FGVC_DATA", str(tmp_path))
+    text = refused(f"--config={REPOSITORY}/configs/cub_finer.py")  # its weights would be fetched
+    assert f"{tmp_path}/cub" in text
 
 
 def test_class_folder_without_images(refused, photos):

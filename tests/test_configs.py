@@ -218,7 +218,9 @@ def test_builds_at_full_size(name):
     checks.check(config)
     classes = DATA_SETS.get(name.partition("_")[0], 10)
     config.model.pretrained = ""  # shapes do not need them
-    models = Models(config, Path("/nowhere"), many_classes(classes), meshes.make(), 512)
+    models = Models(
+        *(config, Path("/nowhere"), many_classes(classes), meshes.make()), view_of(config), 512
+    )
     width = {"resnet50": 2048, "resnet18": 128}.get(config.model.backbone, 768)
     body = backbone_size(config.model.backbone, config.model.arguments.get("width", 64))
     sections = [config[phase] for phase in c.phases(config) if config[phase].kind == "train"]

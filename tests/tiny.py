@@ -63,5 +63,5 @@ def parts(config, workdir):
         feed=config.data.feed,
     )
     data = Data(manifest, config.data, mesh, look)
-    models = Models(config, workdir, manifest, mesh, data.canvas_later(view))
+    models = Models(config, workdir, manifest, mesh, view, data.canvas_later(view))
     return Run(config, workdir, Stop()), data, models

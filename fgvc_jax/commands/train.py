@@ -67,7 +67,10 @@ def main() -> None:
 
 
 def _parse(values: flags.FlagValues) -> tuple[list[str], dict[str, str]]:
-    """What is neither a flag nor an argument of a backbone or method, and these arguments by key.
+    """What is neither a flag nor an argument of a backbone or method; these arguments, by key.
+
+    A key that names another backbone or method, such as 'finetune.method', is among them: the arguments that
+    the config file has are for the one that it names.
 
     Raises:
       UserError: for a flag, key, value or file that is wrong.
@@ -86,8 +89,10 @@ def _parse(values: flags.FlagValues) -> tuple[list[str], dict[str, str]]:
         # Known only when the backbone and the methods are, which other flags may set.
         if re.fullmatch(r"config\.\w+\.arguments\.\w+", name) and "=" in word:
             arguments[name.removeprefix("config.")] = value
-        else:
-            command.append(word)
+            continue
+        if re.fullmatch(r"config\.(model\.backbone|\w+\.method)", name):
+            arguments = {name.removeprefix("config."): value} | arguments
+        command.append(word)
     typed, sys.argv = sys.argv, command  # where ml_collections looks for overrides
     try:
         return values(command)[1:], arguments
@@ -111,12 +116,15 @@ def _with_arguments(config: ConfigDict, given: dict[str, str]) -> ConfigDict:
     with config.unlocked():
         for key, text in given.items():
             name, _, argument = key.partition(".arguments.")
+            if not argument:
+                config[name.partition(".")[0]].arguments = {}
+                continue
             choose(name, ["model", *sections(config)], f"--config.{key}: section")
             try:
                 value = ast.literal_eval(text)
             except (SyntaxError, ValueError):
                 value = text  # a bare word
-            config[name].arguments[argument] = value
+            config[name].arguments = config[name].arguments.to_dict() | {argument: value}
     return complete(config)
 
 

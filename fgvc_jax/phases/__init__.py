@@ -59,7 +59,7 @@ def complete(config: ConfigDict) -> ConfigDict:
             own = config[name]
             if "arguments" in own:
                 where = f"config.{name}.arguments"
-                known = get(own.kind, f"config.{name}.kind").arguments(own)
+                known = get(own.kind, f"config.{name}.kind").arguments(own, f"config.{name}")
                 own.arguments = configs.fill_arguments(own.arguments, known, where)
     return config
 
@@ -139,7 +139,7 @@ def complete_defaults(section: ConfigDict) -> ConfigDict:
     """The defaults of a section, those of its arguments included."""
     usual = defaults(section.kind)
     if "arguments" in usual:
-        usual.arguments = ConfigDict(get(section.kind).arguments(section))
+        usual.arguments = ConfigDict(get(section.kind).arguments(section, "section"))
     return usual
 
 

@@ -61,8 +61,12 @@ class Phase:
         return ConfigDict()
 
     @staticmethod
-    def arguments(section: ConfigDict) -> dict[str, Any]:
-        """Defaults of `section.arguments`, where the section has such a group."""
+    def arguments(section: ConfigDict, where: str) -> dict[str, Any]:
+        """Defaults of `section.arguments`, where the section has such a group.
+
+        Args:
+          where: the section's name in messages, such as 'config.finetune'.
+        """
         return {}
 
     def reads(self) -> list[Read]:

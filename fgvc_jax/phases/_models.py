@@ -34,11 +34,16 @@ class Models:
     """
 
     def __init__(
-        self, config: ConfigDict, workdir: Path, manifest: Manifest, mesh: Mesh, canvas: int
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        manifest: Manifest,
+        mesh: Mesh,
+        view: View,
+        canvas: int,
     ):
         self.config, self.workdir, self.manifest = config, workdir, manifest
-        self.mesh, self.canvas = mesh, canvas
-        self.view = view_of(config)
+        self.mesh, self.view, self.canvas = mesh, view, canvas
 
     def specify(self, section: ConfigDict) -> Specification:
         """The model of a training section."""

@@ -14,12 +14,13 @@ class Run:
 
     Attributes:
       results: by phase, DONE.json of those that came before.
+      dry_run: whether it takes a few images only, to see that everything fits.
       later_seconds: estimated time of the phases after the one that runs; None where nothing is known.
       main: whether this is the process that writes.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, stop: Stop):
-        self.config, self.workdir, self.stop = config, workdir, stop
+    def __init__(self, config: ConfigDict, workdir: Path, stop: Stop, dry_run: bool = False):
+        self.config, self.workdir, self.stop, self.dry_run = config, workdir, stop, dry_run
         self.results: dict[str, dict[str, Any]] = {}
         self.later_seconds: float | None = None
         self.main = jax.process_index() == 0

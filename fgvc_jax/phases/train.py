@@ -137,8 +137,8 @@ class Phase(Base):
     _cost: methods.Cost | None = None  # of the method, once it has been built
 
     @staticmethod
-    def arguments(section: ConfigDict) -> dict[str, Any]:
-        return methods.arguments(section.method)
+    def arguments(section: ConfigDict, where: str) -> dict[str, Any]:
+        return methods.arguments(section.method, f"{where}.method")
 
     @property
     def method(self) -> type[methods.Method]:
@@ -184,6 +184,15 @@ class Phase(Base):
                     f"{where}.arguments.{name} is not the method's own; see config.model."
                 )
 
+    def _check_images(self, data: Data) -> None:
+        evaluators.get(self.method.evaluator).check(data.manifest)
+        batch, count, devices = self.section.batch, data.sizes["train"], data.mesh.size
+        if not self.section.pairs and batch > count:
+            raise UserError(
+                f"{self._key('batch')} = {batch:,} is more than the {count:,} training images; it may be "
+                f"{devices} to {count // devices * devices:,}."
+            )
+
     def cost(self, models: Models, sizes: dict[str, int], known: dict[str, Result]) -> Cost:
         section = self.section
         examples, validation = sizes["train"], sizes.get("val", 0)
@@ -200,7 +209,8 @@ class Phase(Base):
 
     def prepare(self, run: Run, data: Data, models: Models) -> None:
         section, where = self.section, f"config.{self.name}"
-        evaluators.get(self.method.evaluator).check(data.manifest)
+        if not run.dry_run:  # which has a few images of a few classes
+            self._check_images(data)
         meshes.check_batch(section.batch, data.mesh, f"{where}.batch")
         if section.schedule.name == "plateau" and "val" not in data.sizes:
             raise UserError(
@@ -208,12 +218,6 @@ class Phase(Base):
                 "val split. Use 'cosine' or 'step', or carve one (config.data.val_fraction)."
             )
         if not section.pairs:
-            count = data.sizes["train"]
-            if section.batch > count:
-                raise UserError(
-                    f"{where}.batch = {section.batch:,} is more than the {count:,} training images; it may "
-                    f"be {data.mesh.size} to {count // data.mesh.size * data.mesh.size:,}."
-                )
             self._order(data.labels("train"), 0)
         length = _Length(1, section.batch * self.method.images_per_example, 1)
         _, program, _ = self._program(models, data, length)

@@ -14,6 +14,7 @@ from fgvc_jax.data import manifest as manifests
 from fgvc_jax.data.load import load
 from fgvc_jax.data.sources import image_list
 from fgvc_jax.errors import UserError
+from fgvc_jax.phases import section
 
 IMAGES = [f"photos/{name}.jpg" for name in ("a", "b", "c d", "é", "f")]
 
@@ -227,7 +228,7 @@ def test_as_a_config_says_it_carved_and_read(root, monkeypatch, said):
 
 def test_images_folder_of_a_source_that_has_none():
     config = c.base()
-    config.finetune, config.phases = c.training(), ("finetune",)
+    config.finetune, config.phases = section("train"), ("finetune",)
     config.data.images = "x"
     with pytest.raises(UserError, match=r"config.data.images = 'x' is for the sources 'list'"):
         checks.check(config)

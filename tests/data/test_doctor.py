@@ -732,24 +732,24 @@ def test_check_refuses_what_it_does_not_know(check, root, tmp_path):
 # Before every training
 
 
-def test_training_stops_or_leaves_out(root, tmp_path, monkeypatch):
+def test_training_stops_or_leaves_out(root, tmp_path, monkeypatch, caplog):
     """Up to where the phases would begin."""
     config = tiny.pipeline()
     config.data.source, config.data.root = "folder", str(root)
     config.phases = ("finetune",)
-    begun, said = [], []
-    monkeypatch.setattr(run, "_phases", lambda context, _: begun.append(context.manifest))
+    begun = []
+    monkeypatch.setattr(run, "_phases", lambda _, manifest, *__: begun.append(manifest))
     monkeypatch.setattr(run.summary, "lines", lambda *_: [])
     (root / "train/a/0.jpg").write_bytes(b"")
     shutil.rmtree(root / "val/b")
     with pytest.raises(UserError, match=r"data in .* is not fit(.|\n)*train/a/0.jpg \(train, a\)"):
-        run.run(config, tmp_path / "run", say=said.append)
-    assert not begun and "warning: 1 of 4 classes have no val image: b" in said
+        run.run(config, tmp_path / "run")
+    assert not begun and "warning: 1 of 4 classes have no val image: b" in caplog.messages
     assert "train/a/0.jpg" in (tmp_path / "run/data.html").read_text()
     assert json.loads((tmp_path / "run/data.json").read_text())["exclude"]
 
     config.data.on_bad = "skip"
-    run.run(config, tmp_path / "run", say=said.append)
+    run.run(config, tmp_path / "run")
     (manifest,) = begun
     assert manifest.excluded == {"train/a/0.jpg": "the file is empty"}
     assert "train/a/0.jpg" not in manifest.splits["train"].files
@@ -762,7 +762,7 @@ def test_training_stops_or_leaves_out(root, tmp_path, monkeypatch):
     before = (tmp_path / "run/data.json").read_bytes()
     (root / "train/a/1.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="the images or labels have changed"):
-        run.run(config, tmp_path / "run", say=said.append)
+        run.run(config, tmp_path / "run")
     assert (tmp_path / "run/data.json").read_bytes() == before
 
 
@@ -780,7 +780,7 @@ def test_a_dry_run_looks_at_the_images_that_it_takes_only(root, tmp_path, monkey
         return plain(folder, file)
 
     monkeypatch.setattr("fgvc_jax.data.sources.folders.read_in", counting)
-    monkeypatch.setattr(run, "_phases", lambda context, _: taken.append(context.manifest) or {})
+    monkeypatch.setattr(run, "_phases", lambda _, manifest, *__: taken.append(manifest) or {})
     monkeypatch.setattr(run.summary, "lines", lambda *_: [])
     config.data.on_bad = "skip"
     run.run(config, tmp_path / "run", dry_run=True)
@@ -788,16 +788,15 @@ def test_a_dry_run_looks_at_the_images_that_it_takes_only(root, tmp_path, monkey
     assert sorted(read) == sorted(files) and len(files) < 50
 
 
-def test_a_dry_run_is_told_no_warnings(root, tmp_path, monkeypatch):
+def test_a_dry_run_is_told_no_warnings(root, tmp_path, monkeypatch, caplog):
     config = tiny.pipeline()
     config.data.source, config.data.root = "folder", str(root)
     config.phases = ("finetune",)
-    said = []
     monkeypatch.setattr(run, "_phases", lambda *_: {})
     monkeypatch.setattr(run.summary, "lines", lambda *_: [])
     shutil.rmtree(root / "val/b")
-    run.run(config, tmp_path / "run", dry_run=True, say=said.append)
-    assert not any("warning" in line for line in said)
+    run.run(config, tmp_path / "run", dry_run=True)
+    assert "warning" not in caplog.text
     assert not list((tmp_path / "run").rglob("data.*"))
 
 
