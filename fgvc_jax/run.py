@@ -122,7 +122,8 @@ def run(
                     again = rerun.refit(seeded, results[part], manifest)
                     inner = os.path.join(part, "refit")
                     whole = rerun.train_and_val(manifest)
-                    results[inner] = _phases(Run(again, folder / inner, stop), whole, look, sources)
+                    one = Run(again, folder / inner, stop, dry_run)
+                    results[inner] = _phases(one, whole, look, view, sources)
         except Interrupted:
             log.info("stopped; everything is saved, the same command goes on from here.")
             raise
