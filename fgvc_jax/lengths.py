@@ -8,6 +8,7 @@ from fgvc_jax.errors import UserError
 
 _TERM = re.compile(r"^(?:([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([kM]?)\s*)?(?:x\s+)?([A-Za-z_%][\w]*)$")
 _FACTOR = {"": 1, "k": 1_000, "M": 1_000_000}
+UNITS = ("steps", "epochs", "images", "%")  # all other units name an earlier phase
 HELP = (
     "a length is a number with a unit, such as '12 epochs', '300 steps', '1.5M images', '5 %' "
     "(of the phase), or as many images as an earlier training phase used: '2 x finetune', "

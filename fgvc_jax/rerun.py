@@ -9,7 +9,6 @@ from fgvc_jax import config as configs
 from fgvc_jax import lengths
 from fgvc_jax.data.manifest import Manifest, Split
 from fgvc_jax.errors import UserError
-from fgvc_jax.phases.train import UNITS
 
 
 def shrink(config: ConfigDict) -> ConfigDict:
@@ -67,7 +66,7 @@ def refit(config: ConfigDict, results: dict[str, dict], manifest: Manifest) -> C
         section = config[name]
         if section.kind != "train":
             continue
-        follows = any(unit not in UNITS for _, unit in lengths.terms(section.length, name))
+        follows = any(unit not in lengths.UNITS for _, unit in lengths.terms(section.length, name))
         if not (name in controls and follows):
             best = results[name]["validation"]["best"]["step"]
             section.length = f"{max(1, round(best * longer))} steps"
