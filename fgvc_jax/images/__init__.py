@@ -1,1 +1,1 @@
-"""Image work on the device: what a view of an image is, augmentation, colour, resize protocols."""
+"""Image work on the device: views, crop boxes, augmentation, colour, mixup, resize protocols."""

@@ -2,13 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fgvc_jax.images.augment import eval_view, train_view
 from fgvc_jax.images.view import View
 
 
 def random_views(
-    keys: jax.Array, pixels: jax.Array, sizes: jax.Array, view: View, dtype
+    keys: jax.Array, pixels: jax.Array, sizes: jax.Array, view: View, dtype: DTypeLike
 ) -> jax.Array:
     """Augmented images [B, S, S, 3], or [B, V, S, S, 3] for V > 1 images an example, each with its own draw.
 
@@ -20,7 +21,7 @@ def random_views(
       dtype: of the result.
     """
 
-    def one(key, canvases, sizes):
+    def one(key, canvases, sizes) -> jax.Array:
         numbers = jnp.arange(canvases.shape[0])
         draw = jax.vmap(lambda n, c, s: train_view(jax.random.fold_in(key, n), c, s, view))
         return draw(numbers, canvases, sizes)
@@ -29,8 +30,8 @@ def random_views(
     return images[:, 0] if images.shape[1] == 1 else images
 
 
-def plain_views(pixels: jax.Array, sizes: jax.Array, view: View, dtype) -> jax.Array:
-    """The same shapes with the evaluation crop."""
+def plain_views(pixels: jax.Array, sizes: jax.Array, view: View, dtype: DTypeLike) -> jax.Array:
+    """The evaluation crop of each image; arguments and shapes as `random_views`, without draws."""
     images = jax.vmap(jax.vmap(lambda c, s: eval_view(c, s, view)))(pixels, sizes)
     images = images.astype(dtype)
     return images[:, 0] if images.shape[1] == 1 else images

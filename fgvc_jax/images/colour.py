@@ -37,7 +37,7 @@ def colour_jitter(
     place = jnp.where(is_hue.any(), jnp.argmax(is_hue), len(active))
     others = order[jnp.argsort(is_hue)][: len(active) - bool(strength[3])]
 
-    def adjust(x, used):
+    def adjust(x, used) -> jax.Array:
         if not len(others):
             return x
         # A loop, because XLA computes unrolled steps anew for every channel of the next one.

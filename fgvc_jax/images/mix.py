@@ -58,7 +58,7 @@ def mix(
     if not (mixup and cutmix):
         switch = float(cutmix > 0)
 
-    def draw(key):
+    def draw(key) -> tuple[jax.Array, jax.Array]:
         """(share [], weight of each pixel [H, W]) of one example."""
         key_use, key_switch, key_share, key_place = jax.random.split(key, 4)
         use = jax.random.uniform(key_use, (), jnp.float32) < probability

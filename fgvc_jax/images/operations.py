@@ -2,7 +2,7 @@
 
 A `switch` over fifteen branches becomes, under `vmap`, fifteen images an example. Here all of them
 are settings of one short chain: an affine warp, a blend with another image, a table of levels by
-channel. What differs between operations is six numbers, a factor and a [256, 3] table.
+channel. Operations differ in six numbers, a factor and a [256, 3] table.
 """
 
 import enum
@@ -48,8 +48,8 @@ def apply(
     hw = jnp.array(image.shape[:2] if hw is None else hw, jnp.int32)
     magnitude = jnp.asarray(magnitude, jnp.float32)
     x = jnp.clip(jnp.round(image), 0, 255).astype(jnp.uint8)
-    # One of the three at most changes anything. So their order is free, and every statistic is of
-    # the input: what XLA fuses here it would otherwise compute once for each neighbour.
+    # At most one of the three changes anything, so their order is free, and every statistic is taken of
+    # the input: those of a result XLA would compute anew for each neighbour.
     table = _levels(op, magnitude, histogram(jnp.where(_inside(x, hw), x, 0), hw))
     x = _look_up(table, _enhance(x, op, magnitude, hw))
     return _warp(x, _inverse_affine(op, magnitude, hw), hw).astype(jnp.float32)
@@ -110,10 +110,10 @@ def _count_by_adding(x: jax.Array) -> jax.Array:
 def _count_by_comparing(x: jax.Array) -> jax.Array:
     """A TPU adds to single places one after the other; comparing is vectorised.
 
-    Row by row, for else the comparisons of the whole image could be laid down in memory.
+    Row by row, because the comparisons of a whole image at once could be laid down in memory.
     """
 
-    def add_row(count, row):
+    def add_row(count, row) -> tuple[jax.Array, None]:
         equal = row[None].astype(jnp.int32) == jnp.arange(256)[:, None, None]
         return count + equal.sum(1, dtype=jnp.int32), None
 

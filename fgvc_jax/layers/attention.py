@@ -10,7 +10,11 @@ from fgvc_jax.layers.initializers import normal
 
 
 def linear(inputs: int, outputs: int, **kw) -> nnx.Linear:
-    """A linear layer with a normal kernel of standard deviation 0.02."""
+    """A linear layer with a normal kernel of standard deviation 0.02, as in timm's ViT and Swin.
+
+    Args:
+      kw: dtype, param_dtype and rngs.
+    """
     return nnx.Linear(inputs, outputs, kernel_init=normal(0.02), **kw)
 
 

@@ -2,6 +2,7 @@
 
 import jax
 from flax import nnx
+from jax.nn.initializers import Initializer
 
 from fgvc_jax.layers.initializers import kaiming_fan_out
 from fgvc_jax.layers.norm import BatchNorm
@@ -17,7 +18,7 @@ def convolution(
     *,
     same: bool = False,
     bias: bool = False,
-    init=None,
+    init: Initializer | None = None,
     **kw,
 ) -> nnx.Conv:
     """A square convolution [B, H, W, inputs] -> [B, H', W', outputs].

@@ -11,17 +11,20 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 
 _BLOCK = 1 << 16
 
 
 @jax.jit
-def _draw(key, number):
+def _draw(key: jax.Array, number: jax.Array | int) -> jax.Array:
     return jax.random.normal(jax.random.fold_in(key, number), (_BLOCK,), jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "dtype"))
-def _assemble(blocks, std, shape, dtype):
+def _assemble(
+    blocks: jax.Array | list[jax.Array], std: float, shape: tuple[int, ...], dtype: DTypeLike
+) -> jax.Array:
     flat = jnp.concatenate(blocks)[: math.prod(shape)]
     return (std * flat).reshape(shape).astype(dtype)
 
@@ -40,7 +43,7 @@ def torch_bias(fan_in: int) -> Initializer:
     """
     bound = 1 / math.sqrt(fan_in)
 
-    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+    def init(key, shape, dtype=jnp.float32, out_sharding=None) -> jax.Array:
         del out_sharding  # part of nnx's signature
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -54,7 +57,7 @@ def normal(std: float) -> Initializer:
     shape on a CPU, which is most of the time that building a ResNet takes.
     """
 
-    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+    def init(key, shape, dtype=jnp.float32, out_sharding=None) -> jax.Array:
         del out_sharding  # part of nnx's signature
         count = -(-math.prod(shape) // _BLOCK)
         if isinstance(key, jax.core.Tracer):  # inside jit: one loop, not `count` copies to compile

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.typing import DTypeLike
 
 from fgvc_jax.errors import UserError
 
@@ -49,8 +50,8 @@ class BatchNorm(nnx.Module):
         eps: float = 1e-5,
         momentum: float = 0.9,
         groups: int = 1,
-        dtype=None,
-        param_dtype=jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs | None = None,
     ):
         del rngs  # nothing is drawn; taken so that all layers are constructed alike
@@ -97,7 +98,7 @@ class BatchNorm(nnx.Module):
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
-    def _affine(self, x, mean, var):
+    def _affine(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
         return _affine(x, mean, var, self.scale[...], self.bias[...], self.eps)
 
     def _move(self, running: nnx.BatchStat, new_G1C: jax.Array) -> None:
@@ -107,14 +108,18 @@ class BatchNorm(nnx.Module):
         running.set_raw_value(self.momentum * old + (1 - self.momentum) * new)
 
 
-def _affine(x, mean, var, scale, bias, eps):
+def _affine(
+    x: jax.Array, mean: jax.Array, var: jax.Array, scale: jax.Array, bias: jax.Array, eps: float
+) -> jax.Array:
     return (x - mean) * (lax.rsqrt(var + eps) * scale) + bias
 
 
-def _normalise(x_GNC, scale, bias, eps):
+def _normalise(
+    x_GNC: jax.Array, scale: jax.Array, bias: jax.Array, eps: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(normalised x, mean [G, 1, C], biased variance [G, 1, C]) over axis 1."""
 
-    def plain(x, scale, bias):
+    def plain(x, scale, bias) -> tuple[jax.Array, jax.Array, jax.Array]:
         mean = x.mean(1, keepdims=True)
         var = jnp.square(x - mean).mean(1, keepdims=True)
         return _affine(x, mean, var, scale, bias, eps), mean, var
@@ -124,23 +129,30 @@ def _normalise(x_GNC, scale, bias, eps):
     )
 
 
-def _sum(x_GNC):
+def _sum(x_GNC: jax.Array) -> jax.Array:
     """Sum over axis 1, which is kept: XLA:CPU sums slowly, but multiplies matrices at full speed."""
     return jnp.matmul(jnp.ones((1, x_GNC.shape[1]), x_GNC.dtype), x_GNC, precision="highest")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _by_products(x_GNC, scale, bias, eps):
+def _by_products(
+    x_GNC: jax.Array, scale: jax.Array, bias: jax.Array, eps: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     return _by_products_forward(x_GNC, scale, bias, eps)[0]
 
 
-def _by_products_forward(x, scale, bias, eps):
+def _by_products_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """The results, and what the gradient needs of the computation."""
     mean = _sum(x) / x.shape[1]
     var = _sum(jnp.square(x - mean)) / x.shape[1]
     return (_affine(x, mean, var, scale, bias, eps), mean, var), (x, mean, var, scale)
 
 
-def _by_products_backward(eps, residuals, gradients):
+def _by_products_backward(
+    eps: float, residuals: tuple[jax.Array, ...], gradients: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The gradient of y alone: mean and variance go to the running statistics, which carry none."""
     x, mean, var, scale = residuals
     g = gradients[0]

@@ -1,17 +1,27 @@
 """Convolution in the form that is fastest on each platform."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Of a dense convolution that stands for several groups on a CPU: below it XLA's convolution is slow.
+# At least so many input channels go into one dense convolution that stands for several groups on a CPU: with
+# fewer XLA's convolution is slow.
 _CHANNELS = 32
 
 
 def conv(
-    x_BHWC, kernel, window_strides, padding, *, dimension_numbers, feature_group_count=1, **rest
+    x_BHWC: jax.Array,
+    kernel: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    *,
+    dimension_numbers: lax.ConvDimensionNumbers,
+    feature_group_count: int = 1,
+    **rest: Any,
 ) -> jax.Array:
     """`lax.conv_general_dilated`, with three kinds of it in other forms where compiled for a CPU.
 
@@ -19,10 +29,17 @@ def conv(
     reaches about half the speed of its matrix product on 1x1 kernels, forward and backward; it has
     no fast form at all for groups: there a grouped convolution is many dense ones, a depthwise one
     (a channel a group) a sum of shifted slices.
+
+    Args:
+      x_BHWC, kernel: float; kernel [height, width, C / groups, outputs].
+      rest: passed on to `lax.conv_general_dilated`.
+
+    Returns:
+      [B, H', W', outputs], the dtype of x.
     """
     groups, strides = feature_group_count, window_strides
 
-    def plain(x, kernel, groups=groups):
+    def plain(x, kernel, groups=groups) -> jax.Array:
         return lax.conv_general_dilated(
             x,
             kernel,
@@ -33,13 +50,13 @@ def conv(
             **rest,
         )
 
-    def product(x, kernel):
+    def product(x, kernel) -> jax.Array:
         x = x[:, :: strides[0], :: strides[1]]
-        # In two dimensions, because of four XLA copies the transposed factor of the kernel's gradient.
+        # In two dimensions: with four, XLA copies the transposed factor of the kernel's gradient.
         y = jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0], precision=rest.get("precision"))
         return y.reshape(*x.shape[:-1], -1)
 
-    def shifted(x, kernel):
+    def shifted(x, kernel) -> jax.Array:
         dtype, wide = x.dtype, jnp.promote_types(x.dtype, jnp.float32)
         x, kernel = jnp.pad(x, ((0, 0), *pads, (0, 0))).astype(wide), kernel.astype(wide)
         height, width = (
@@ -52,13 +69,13 @@ def conv(
             for j in range(kernel.shape[1])
         ).astype(dtype)
 
-    def split(x, kernel):
+    def split(x, kernel) -> jax.Array:
         # Neighbouring groups share a dense convolution whose kernel is zero from one to another.
         inputs = kernel.shape[2]
         shared = math.gcd(groups, max(1, _CHANNELS // inputs))
         apart = jnp.eye(shared, dtype=kernel.dtype)[:, None, :, None]
 
-        def dense(x, kernel):
+        def dense(x, kernel) -> jax.Array:
             kernel = kernel.reshape(*kernel.shape[:2], 1, inputs, shared, -1) * apart
             return plain(x, kernel.reshape(*kernel.shape[:2], shared * inputs, -1), groups=1)
 

@@ -27,9 +27,9 @@ def crop_resize(
         box reuses the same compilation.
       out: side of the square result.
       valid_hw: int or float [2], height and width of the image inside the canvas.
-      clamp: what a kernel that reaches over the border may still read. 'box': the crop alone (crop
-        then resize, as random-resized-crop does); 'image': all of the image (resize then crop, as
-        at evaluation).
+      clamp: the pixels that a kernel may still read where it reaches over the border. 'box': the
+        crop's alone (crop then resize, as random-resized-crop does); 'image': all of the image's
+        (resize then crop, as at evaluation).
       interpolation: 'bilinear' or 'bicubic' (a = -0.5). Bicubic is clipped to 0..255 after each of
         the two passes, as Pillow's 8-bit arithmetic does; bilinear never leaves the range.
       flip: bool scalar; mirrors the result left to right.
@@ -64,7 +64,16 @@ def crop_resize(
     return bound(y_OOC)
 
 
-def _resize_matrix(start, length, low, high, size, out, interpolation, mirror) -> jax.Array:
+def _resize_matrix(
+    start: jax.Array,
+    length: jax.Array,
+    low: jax.Array,
+    high: jax.Array,
+    size: int,
+    out: int,
+    interpolation: Interpolation,
+    mirror: jax.Array | bool,
+) -> jax.Array:
     """[out, size] weights that resample [start, start + length) to `out` samples.
 
     Sample i is centred at start + (i + 1/2) scale. The kernel is stretched by the scale where that
