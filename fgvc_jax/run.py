@@ -14,15 +14,15 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from fgvc_jax import checks, files, methods, phases, plan, rerun, workdir
+from fgvc_jax.context.data import Data
+from fgvc_jax.context.models import Models, view_of
+from fgvc_jax.context.run import Run
 from fgvc_jax.data import doctor, load
 from fgvc_jax.data import manifest as manifests
 from fgvc_jax.errors import UserError
 from fgvc_jax.images import protocols
 from fgvc_jax.images.view import View
 from fgvc_jax.phases._base import Phase, Result
-from fgvc_jax.phases._data import Data
-from fgvc_jax.phases._models import Models, view_of
-from fgvc_jax.phases._run import Run
 from fgvc_jax.report import summary
 from fgvc_jax.tracking.progress import duration
 from fgvc_jax.train import mesh as meshes

@@ -2,12 +2,12 @@
 
 from fgvc_jax import files, recipes
 from fgvc_jax.config import base
+from fgvc_jax.context.data import Data
+from fgvc_jax.context.models import Models, view_of
+from fgvc_jax.context.run import Run
 from fgvc_jax.data import doctor
 from fgvc_jax.data.load import load
 from fgvc_jax.phases import complete
-from fgvc_jax.phases._data import Data
-from fgvc_jax.phases._models import Models, view_of
-from fgvc_jax.phases._run import Run
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train.stop import Stop
 

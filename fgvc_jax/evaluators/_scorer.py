@@ -1,27 +1,32 @@
 """What an evaluator is given at the end of a run: trained models, splits, and a folder to write to."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from fgvc_jax.phases._data import Data
-from fgvc_jax.phases._models import Models
-from fgvc_jax.phases._run import Run
+from fgvc_jax.context.data import Data
+from fgvc_jax.context.models import Models
+from fgvc_jax.context.run import Run
 from fgvc_jax.train import tree
 from fgvc_jax.train.predict import predict_all
 
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-    """Attributes: section and folder, of the evaluation phase."""
+    """Attributes:
+    section, folder: of the evaluation phase.
+    budget: (pipeline, control) -> what the two phases have cost, for the line that compares them.
+    """
 
     run: Run
     data: Data
     models: Models
     section: ConfigDict
     folder: Path
+    budget: Callable[[str, str], dict]
 
     @property
     def splits(self) -> list[str]:

@@ -10,7 +10,7 @@ from fgvc_jax.files import write_json
 from fgvc_jax.metrics import classification as metrics
 from fgvc_jax.metrics.knn import knn_accuracy
 from fgvc_jax.mining import rerank as reranking
-from fgvc_jax.report import budget, per_class
+from fgvc_jax.report import per_class
 from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree
 from fgvc_jax.train.checkpoint import METRIC
@@ -68,7 +68,7 @@ def final(scorer: Scorer, names: list[str]) -> dict:
             "split": split,
             "count": data.sizes[split],
             **metrics.mcnemar(*right),
-            **budget.of(scorer.run, pipeline, control),
+            **scorer.budget(pipeline, control),
         }
     if scorer.run.main:
         for phase, by_split in scores.items():

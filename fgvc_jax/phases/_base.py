@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from fgvc_jax.phases._data import Data
-from fgvc_jax.phases._models import Models
-from fgvc_jax.phases._run import Run
+from fgvc_jax.context.data import Data
+from fgvc_jax.context.models import Models
+from fgvc_jax.context.run import Run
 
 Result = dict[str, Any]  # what DONE.json holds
 

@@ -1,15 +1,18 @@
 """The evaluation phase: every trained model on validation and test, each kind by its evaluator."""
 
+import functools
+
 from ml_collections import ConfigDict
 
 from fgvc_jax import evaluators, methods
+from fgvc_jax.context.data import Data
+from fgvc_jax.context.models import Models
+from fgvc_jax.context.run import Run
 from fgvc_jax.errors import UserError, at_least
 from fgvc_jax.evaluators._scorer import Scorer
+from fgvc_jax.phases import _budget as budget
 from fgvc_jax.phases._base import Cost, Read, Result
 from fgvc_jax.phases._base import Phase as Base
-from fgvc_jax.phases._data import Data
-from fgvc_jax.phases._models import Models
-from fgvc_jax.phases._run import Run
 from fgvc_jax.train import mesh as meshes
 
 
@@ -53,7 +56,8 @@ class Phase(Base):
 
     def run(self, run: Run, data: Data, models: Models) -> Result:
         """Each evaluator's rows; see `final` in the files of fgvc_jax/evaluators."""
-        scorer = Scorer(run, data, models, self.section, run.directory(self.name))
+        cost = functools.partial(budget.of, run)
+        scorer = Scorer(run, data, models, self.section, run.directory(self.name), cost)
         result: Result = {}
         for evaluator, names in self._models().items():
             result |= evaluators.get(evaluator).final(scorer, names)

@@ -5,14 +5,14 @@ import logging
 import numpy as np
 from ml_collections import ConfigDict
 
+from fgvc_jax.context.data import Data
+from fgvc_jax.context.models import Models
+from fgvc_jax.context.run import Run
 from fgvc_jax.errors import UserError, at_least, choose
 from fgvc_jax.mining import pairs as mined
 from fgvc_jax.ops import knn
 from fgvc_jax.phases._base import Cost, Read, Result
 from fgvc_jax.phases._base import Phase as Base
-from fgvc_jax.phases._data import Data
-from fgvc_jax.phases._models import Models
-from fgvc_jax.phases._run import Run
 from fgvc_jax.report.contact_sheet import contact_sheet
 
 log = logging.getLogger(__name__)

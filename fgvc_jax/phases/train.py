@@ -14,6 +14,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from fgvc_jax import evaluators, lengths, methods
+from fgvc_jax.context.data import Data
+from fgvc_jax.context.models import Models
+from fgvc_jax.context.run import Run
 from fgvc_jax.data import feed
 from fgvc_jax.errors import UserError
 from fgvc_jax.mining import pairs as mined
@@ -21,9 +24,6 @@ from fgvc_jax.phases import _starts as starts
 from fgvc_jax.phases import _training as training
 from fgvc_jax.phases._base import Cost, Read, Result
 from fgvc_jax.phases._base import Phase as Base
-from fgvc_jax.phases._data import Data
-from fgvc_jax.phases._models import Models
-from fgvc_jax.phases._run import Run
 from fgvc_jax.phases._training import Length
 from fgvc_jax.tracking.progress import Progress
 from fgvc_jax.tracking.timers import Seconds

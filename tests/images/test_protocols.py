@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from fgvc_jax import config as configs
+from fgvc_jax.context.models import make_view
 from fgvc_jax.errors import UserError
 from fgvc_jax.images import protocols
 from fgvc_jax.images.augment import eval_view, train_view
 from fgvc_jax.images.boxes import random_crop_box
-from fgvc_jax.phases._models import make_view
 
 # Pillow rounds to whole grey levels after each of its two passes; bilinear weights never leave the range. A
 # box off by one pixel would be off by tens.

@@ -20,8 +20,8 @@ from safetensors.numpy import save, save_file
 
 from fgvc_jax import backbones
 from fgvc_jax.backbones import Preprocessing
+from fgvc_jax.context.models import Models
 from fgvc_jax.errors import UserError
-from fgvc_jax.phases._models import Models
 from fgvc_jax.weights import (
     load_pretrained,
     preprocessing_of,

@@ -1,7 +1,7 @@
 """What two classifiers have cost, for the line that compares them."""
 
 from fgvc_jax import phases
-from fgvc_jax.phases._run import Run
+from fgvc_jax.context.run import Run
 from fgvc_jax.train import tree
 
 

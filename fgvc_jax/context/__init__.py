@@ -1,0 +1,1 @@
+"""What the phases of a run share: the run itself, the data, the models."""
