@@ -2,7 +2,10 @@
 
 import json
 import logging
+import os
+import re
 import signal
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,20 @@ from fgvc_jax.train.checkpoint import Checkpoints
 from fgvc_jax.train.stop import Interrupted
 
 HERE = Path(__file__).parent
-METHOD, PHASE = str(HERE / "own_method.py"), str(HERE / "own_phase.py")
+PHASE = str(HERE / "own_phase.py")
+DOCUMENT = HERE.parents[1] / "docs" / "add_a_method.md"
+
+
+def write_method() -> str:
+    """The example of the documentation as a file; its path."""
+    code = re.search(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)[1]
+    assert len(code.splitlines()) < 60
+    path = Path(tempfile.mkdtemp(dir=os.environ["FGVC_TESTS"])) / "zoom.py"
+    path.write_text(code)
+    return str(path)
+
+
+METHOD = write_method()
 
 
 def config(**arguments) -> ConfigDict:
@@ -57,7 +73,7 @@ def test_it_trains_is_embedded_and_evaluated(whole):
     assert results["finetune"]["steps"] == 6 and results["means"]["classes"] == 10
     lines = [json.loads(x) for x in (folder / "finetune/metrics.jsonl").read_text().splitlines()]
     train = [line for line in lines if line["kind"] == "train"]
-    assert all({"loss_1", "loss_2", "accuracy_1", "progress_2", "mean_2"} <= set(x) for x in train)
+    assert all({"loss_1", "loss_2", "accuracy_1", "epoch_2", "strength_2"} <= set(x) for x in train)
     embedding = np.load(folder / "embed" / "train_embedding.npy")
     means = np.load(folder / "means" / "means.npy")
     assert means.shape == (10, embedding.shape[1])
@@ -135,7 +151,7 @@ def test_an_impossible_size_is_told_before_anything_trains(tmp_path):
 
 
 def test_arguments_are_the_methods_own():
-    assert methods.arguments(METHOD) == {"zoom": 2.0, "experts": 2}
+    assert methods.arguments(METHOD) == {"zoom": 2.0, "parts": 1}
     assert config(zoom=4).finetune.arguments.zoom == 4.0
     with pytest.raises(
         UserError, match=r"config\.finetune\.arguments has no 'zom'; did you mean 'zoom'"
