@@ -27,6 +27,6 @@ def get_config():
         finetune=recipes.PLAIN,
         mine={},
         pairs={"learning_rate": 4e-4, "momentum": 0.95, "weight_decay": 5e-4},
-        retrain={"freeze": recipes.BACKBONE, "length": "10 epochs", "learning_rate": 0.01},
+        retrain=recipes.RETRAIN,
     )
     return config
