@@ -67,14 +67,14 @@ def weights(
     fresh = sum(map(len, ours.values())) - taken
     log.info("  starts from %s%s: %s arrays taken, %s fresh", init.phase, note, taken, fresh)
     if init.batch_norm == "estimate":
-        found = _estimated_batch_norm(module, ours, data, models, section.batch, batch_norm_seed)
+        found = estimated_batch_norm(module, ours, data, models, section.batch, batch_norm_seed)
         ours["batch_stats"] = found
     if init.head == "means":
         ours["params"] |= _class_mean_head(module, ours, data, models, section.batch)
     return ours
 
 
-def _estimated_batch_norm(
+def estimated_batch_norm(
     module: nnx.Module, ours: Weights, data: Data, models: Models, batch: int, seed: int
 ) -> tree.Flat:
     """The statistics over one epoch of training images, augmented as in training."""
