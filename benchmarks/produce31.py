@@ -138,7 +138,7 @@ def config_of(args, fold: int, pair_rate: float = CHOSEN):
 def features(
     folder: Path, config, alpha: float, which: str, batch_norm: str
 ) -> dict[str, np.ndarray]:
-    """Of an interpolated backbone: embeddings of augmented and plain images, the fine-tune's head, the labels."""
+    """Embeddings of augmented and plain images by an interpolated backbone, the fine-tune's head, labels."""
     path = folder / "features" / f"{which}_{alpha:g}_{batch_norm}.npz"
     if path.exists():
         return dict(np.load(path))

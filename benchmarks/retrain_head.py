@@ -101,7 +101,7 @@ def train_head(
 
 @functools.cache
 def _loop(recipe: Recipe, steps: int, warmup: int, classes: int):
-    optimizer = optim.direction(
+    optimizer = optim.optimizer(
         recipe.optimizer,
         ("kernel", "bias"),
         momentum=0.9,
