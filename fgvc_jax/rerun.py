@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fgvc_jax import config as configs
-from fgvc_jax import lengths
+from fgvc_jax import lengths, phases
 from fgvc_jax.data.manifest import Manifest, Split
 from fgvc_jax.errors import UserError
 
@@ -14,9 +14,8 @@ from fgvc_jax.errors import UserError
 def shrink(config: ConfigDict) -> ConfigDict:
     """Two steps of every training phase."""
     config = config.copy_and_resolve_references()
-    for name in configs.phases(config):
-        if config[name].kind == "train":
-            config[name].length = config[name].validation.every = "2 steps"
+    for name in phases.trained(config):
+        config[name].length = config[name].validation.every = "2 steps"
     return config
 
 
@@ -62,10 +61,8 @@ def refit(config: ConfigDict, results: dict[str, dict], manifest: Manifest) -> C
     longer = (train + val) / train
     names = configs.phases(config)
     controls = {config[name].compare[1] for name in names if "compare" in config[name]}
-    for name in names:
+    for name in phases.trained(config):
         section = config[name]
-        if section.kind != "train":
-            continue
         follows = any(unit not in lengths.UNITS for _, unit in lengths.terms(section.length, name))
         if not (name in controls and follows):
             best = results[name]["validation"]["best"]["step"]

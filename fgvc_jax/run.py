@@ -179,8 +179,8 @@ def _find_inputs(config: ConfigDict) -> manifests.Manifest:
 
 def _classifying(config: ConfigDict) -> bool:
     """Whether a phase needs a training image of every class."""
-    trained = [p.section for p in phases.of(config) if p.section.kind == "train"]
-    return any(methods.get(section.method).evaluator != "retrieve" for section in trained)
+    trained = [config[name].method for name in phases.trained(config)]
+    return any(methods.get(method).evaluator != "retrieve" for method in trained)
 
 
 def _phases(

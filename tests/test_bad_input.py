@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from fgvc_jax.data.manifest import Manifest, Split
 from fgvc_jax.errors import UserError
 from fgvc_jax.mining import pairs
 from fgvc_jax.train import mesh as meshes
+from fgvc_jax.train.memory import explained
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MINE, FINER = (f"--config={REPOSITORY}/configs/{name}.py" for name in ("my_images", "folder_finer"))
@@ -433,6 +435,8 @@ def test_length_with_an_unknown_unit(refused):
         ("finetune.mix.mixup=-1", "config.finetune.mix.mixup = -1"),
         ("finetune.mix.switch=2", "config.finetune.mix.switch = 2"),
         ("image.erase_mode=pixels", "did you mean 'pixel'"),
+        ("evaluate.rerank_classes=0", "config.evaluate.rerank_classes = 0"),
+        ("data.splits=retrievel", "did you mean 'retrieval'"),
         ("finetune.budget=pass", "did you mean 'passes'"),
         ("finetune.init.interpolate=x", "reads 'x'"),
         ("finetune.length=0 epochs", "config.finetune.length = '0 epochs'"),
@@ -448,6 +452,36 @@ def test_impossible_values(start, photos, argument, expected):
     status, _, err = start(*command, f"--config.{argument}")
     assert status == 2 and err.startswith("error: ") and err.count("error: ") == 1
     assert expected in err
+
+
+def test_a_plateau_without_validation_is_refused(start, photos, tmp_path):
+    shutil.rmtree(photos / "val")
+    command = (*TINY, f"--config.data.root={photos}", "--config.data.val_fraction=0")
+    command = (*command, "--config.finetune.schedule.name=plateau", f"--workdir={tmp_path}/run")
+    status, _, err = start(*command)
+    assert status == 2 and "waits for validation" in err and "no val split" in err
+
+
+def test_more_classes_searched_than_there_are(refused, photos):
+    command = (FINER, *TINY[1:], f"--config.data.root={photos}", "--config.mine.top_classes=99")
+    text = refused(*command, "--config.pairs.batch=2", "--config.retrain.batch=4")
+    assert "config.mine.top_classes = 99, but there are 3 classes; it may be 1 to 3" in text
+
+
+def test_another_method_drops_the_arguments_that_were_for_the_files(refused, photos):
+    """The file gives label_smoothing, which the pair method does not take."""
+    text = refused(*TINY, f"--config.data.root={photos}", "--config.finetune.method=pairs")
+    assert "method 'pairs' trains on pairs" in text
+
+
+def test_memory_that_is_full_is_told_with_what_to_change():
+    """What XLA really raises where so much cannot be allocated."""
+    full = pytest.raises(UserError, match=r"config\.x\.batch = 64 does not fit into memory")
+    with full as found, explained("config.x.batch", 64):
+        jax.block_until_ready(jax.numpy.zeros(2**50, jax.numpy.uint8))
+    assert "accumulate=2" in str(found.value) and "remat" in str(found.value)
+    with pytest.raises(ZeroDivisionError), explained("config.x.batch", 64):
+        1 / 0  # noqa: B018
 
 
 def test_workdir_among_the_images(start, tmp_path):

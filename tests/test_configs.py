@@ -116,6 +116,7 @@ def test_released_numbers_are_the_authors(row):
         float(pairs[2]),
     ]
     assert config.mine.top_classes == int(searched)
+    assert not config.control.optimizer.freeze  # as free as the pair phase
     # The rest of their code, the same for all rows.
     for section in (config.finetune, retrain):
         optimizer, schedule = section.optimizer, section.schedule

@@ -72,6 +72,12 @@ def test_refit_trains_on_train_and_val_as_long_as_validation_picked(two_seeds):
     assert images["pairs"] + images["retrain"] <= images["control"]
     assert images["control"] < images["pairs"] + images["retrain"] + 16
     assert (images["control"] - 15) // 16 != first["control"]["validation"]["best"]["step"]
+    passes = again["evaluate"]["comparison"]["passes"]
+    embedded = again["embed"]["images_forward"] / 3  # forward alone, as the frozen retraining
+    expected = again["finetune"]["images"] + images["pairs"] + images["retrain"] / 3 + embedded
+    assert passes["pipeline"] == round(expected)
+    assert passes["control"] == again["finetune"]["images"] + images["control"]
+    assert not again["evaluate"]["comparison"]["remarks"]
     comparison = again["evaluate"]["comparison"]["images"]
     assert comparison["control"] - comparison["pipeline"] == images["control"] - (
         images["pairs"] + images["retrain"]

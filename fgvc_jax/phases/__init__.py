@@ -5,6 +5,7 @@ by its path as the `kind` of its section.
 """
 
 import inspect
+from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
@@ -83,6 +84,12 @@ def of(config: ConfigDict) -> list[Phase]:
             _check_read(phase, read.phase, read.kind)
         found[name] = phase
     return list(found.values())
+
+
+def trained(config: ConfigDict, names: Iterable[str] | None = None) -> list[str]:
+    """Those of some phases (None: of `config.phases`) that leave a trained model, in order."""
+    names = configs.phases(config) if names is None else names
+    return [name for name in names if get(config[name].kind).trains]
 
 
 def _check_read(phase: Phase, read: str, kind: str) -> None:

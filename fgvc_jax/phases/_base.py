@@ -1,6 +1,6 @@
 """The contract of a phase: what a run calls, and what the phase may rely on."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -49,7 +49,10 @@ class Phase:
       section: `config.<name>`.
       config: of the whole run.
       before: names of the phases that come before it.
+      trains: whether it leaves a trained model, with model.json and checkpoints.
     """
+
+    trains: ClassVar[bool] = False
 
     def __init__(self, config: ConfigDict, name: str, before: tuple[str, ...] = ()):
         self.config, self.name, self.before = config, name, before

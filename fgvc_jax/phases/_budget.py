@@ -25,12 +25,12 @@ def of(run: Run, pipeline: str, control: str) -> dict:
 
     def frozen(name: str) -> bool:
         section = run.config[name]
-        return section.kind == "train" and tree.matches(section.optimizer.freeze, "backbone/x")
+        return tree.matches(section.optimizer.freeze, "backbone/x")
 
     trained = [
         name
-        for name in made_of["pipeline"]
-        if name not in made_of["control"] and run.config[name].kind == "train" and not frozen(name)
+        for name in phases.trained(run.config, made_of["pipeline"])
+        if name not in made_of["control"] and not frozen(name)
     ]
     remarks = []
     if frozen(control) and trained:

@@ -4,7 +4,7 @@ import functools
 
 from ml_collections import ConfigDict
 
-from fgvc_jax import evaluators, methods
+from fgvc_jax import evaluators, methods, phases
 from fgvc_jax.context.data import Data
 from fgvc_jax.context.models import Models
 from fgvc_jax.context.run import Run
@@ -32,7 +32,7 @@ class Phase(Base):
         return section
 
     def reads(self) -> list[Read]:
-        trained = [name for name in self.before if self.config[name].kind == "train"]
+        trained = phases.trained(self.config, self.before)
         named = (
             [self.section.models] if isinstance(self.section.models, str) else self.section.models
         )
@@ -69,9 +69,8 @@ class Phase(Base):
             [self.section.models] if isinstance(self.section.models, str) else self.section.models
         )
         found: dict[str, list[str]] = {}
-        for name in given or self.before:
-            if self.config[name].kind == "train":
-                evaluator = methods.get(self.config[name].method).evaluator
-                if given or evaluator != "verify":
-                    found.setdefault(evaluator, []).append(name)
+        for name in phases.trained(self.config, given or self.before):
+            evaluator = methods.get(self.config[name].method).evaluator
+            if given or evaluator != "verify":
+                found.setdefault(evaluator, []).append(name)
         return found

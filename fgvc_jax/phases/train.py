@@ -49,6 +49,7 @@ class Examples(NamedTuple):
 
 
 class Phase(Base):
+    trains = True
     defaults = staticmethod(training.defaults)
     _cost: methods.Cost | None = None  # of the method, once it has been built
 

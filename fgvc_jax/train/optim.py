@@ -63,6 +63,9 @@ def schedule(
 ) -> Callable:
     """step (traced int32) -> learning rate (float32).
 
+    In our own lines: optax's warm-up gives a first step of rate 0, which is lost, and its cosine rounds
+    otherwise, so that finished runs would not go on bit for bit.
+
     Linear warm-up from 0 over `warmup` steps, then 'constant', 'cosine' to 0 at `total`, or 'step', which
     multiplies by `factor` at each of `drops`.
     """

@@ -201,3 +201,43 @@ def test_a_file_that_is_none_is_named(tmp_path):
     (tmp_path / "wrong.py").write_text("import nothing_of_this_name\n")
     with pytest.raises(UserError, match=r"cannot be imported: ModuleNotFoundError"):
         phases.get(str(tmp_path / "wrong.py"))
+
+
+RETRIEVE = """
+import jax.numpy as jnp
+from fgvc_jax.methods.baseline import Method as Base
+
+
+class Method(Base):
+    evaluator = "retrieve"
+
+    def predict(self, images, edit=None):
+        return {"embedding": self.backbone(images, edit=edit).pooled}
+"""
+
+
+def test_a_method_that_retrieves_is_judged_on_classes_that_it_has_not_seen(tmp_path):
+    """Against a plain loop over the saved embeddings (float64)."""
+    (tmp_path / "own.py").write_text(RETRIEVE)
+    made = config()
+    with made.unlocked():
+        made.finetune.method, made.finetune.arguments = str(tmp_path / "own.py"), {}
+        made.data.splits = "retrieval"
+        made.data.val_fraction, made.data.test_fraction = 0.4, 0.0
+        made.phases = ("finetune", "evaluate")
+    results = run(complete(made), tmp_path / "run")[""]
+    splits = json.loads((tmp_path / "run" / "manifest.json").read_text())["splits"]
+    classes = {name: set(files.values()) for name, files in splits.items()}
+    assert not classes["train"] & classes["test"] and not classes["train"] & classes["val"]
+    (row,) = results["evaluate"]["retrieval"]
+    labels = np.array(list(splits["test"].values()))
+    embedding = np.load(tmp_path / "run/evaluate/finetune/test/embedding.npy").astype(np.float64)
+    embedding /= np.linalg.norm(embedding, axis=1, keepdims=True)
+    similarity = embedding @ embedding.T
+    np.fill_diagonal(similarity, -np.inf)
+    nearest = labels[similarity.argmax(1)] == labels
+    # Ties within float32 may fall otherwise for a few of hundreds of images.
+    assert row["test"]["recall@1"] == pytest.approx(nearest.mean(), abs=0.01)
+    assert results["finetune"]["validation"]["best"]["selection"] == pytest.approx(
+        results["finetune"]["validation"]["best"]["map@r"]
+    )

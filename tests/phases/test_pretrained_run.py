@@ -35,7 +35,9 @@ def weights(tmp_path_factory):
     return folder / "model.safetensors", ours
 
 
-def test_phases_start_from_the_file_and_the_knn_row_still_can(weights, tmp_path, caplog):
+def test_phases_start_from_the_file_and_the_knn_row_still_can(
+    weights, tmp_path, caplog, monkeypatch
+):
     file, ours = weights
     config = tiny.pipeline()
     config.model.pretrained = str(file)
@@ -46,6 +48,11 @@ def test_phases_start_from_the_file_and_the_knn_row_still_can(weights, tmp_path,
     assert str(file) in caplog.text
     # kNN on the starting features, after training has given its buffers away
     assert results["evaluate"]["rows"][1]["test"]["top1"] > 0.2
+
+    # A finished run reads no array of the file again.
+    monkeypatch.setattr("fgvc_jax.context.models.load_pretrained", None)
+    assert run(config, tmp_path)[""]["finetune"] == results["finetune"]
+    monkeypatch.undo()
 
     _, _, models = tiny.parts(config, tmp_path)
     for weights in (
