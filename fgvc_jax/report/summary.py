@@ -47,6 +47,12 @@ def _one(results: Results, manifest: Manifest) -> list[str]:
     for result in results.values():
         if "rows" in result:
             told += tables.table(result["rows"], list(manifest.splits))
+        for key, names in (
+            ("retrieval", ("recall@1", "map@r")),
+            ("verification", ("auroc", "accuracy")),
+        ):
+            if key in result:
+                told += tables.plain_table(result[key], ["val", "test"], names)
         if "comparison" in result:
             told += tables.verdict(result["comparison"])
     for result in results.values():

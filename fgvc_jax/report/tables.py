@@ -96,6 +96,18 @@ def _times(pair: Mapping[str, int], what: str) -> str:
     return f"the pipeline took {ratio:.2f} times as many {what} as the control"
 
 
+def plain_table(rows: Sequence[Row], splits: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The rows with some of their metrics in percent, a group of columns for each split that they have."""
+    shown = [split for split in splits if any(split in row for row in rows)]
+    width = 2 + max(len(f"{split} {name}") for split in shown for name in names) if shown else 0
+    head = "".join(f"{f'{split} {name}':>{width}}" for split in shown for name in names)
+    lines = [f"  {'':<32}{head}"]
+    for row in rows:
+        cells = [_percent(row.get(split), name) for split in shown for name in names]
+        lines.append(f"  {row['name']:<32}" + "".join(f"{cell:>{width}}" for cell in cells))
+    return lines
+
+
 def _percent(metrics: Mapping[str, Any] | None, key: str) -> str:
     value = (metrics or {}).get(key)
     return "-" if value is None else f"{100 * value:.2f}"
