@@ -1,4 +1,4 @@
-"""What a run will cost, before the first step."""
+"""The cost of a run, before its first step."""
 
 import time
 from collections.abc import Sequence

@@ -32,7 +32,7 @@ def names() -> list[str]:
 
 
 def variant(name: str) -> Variant:
-    """What a name stands for: class, image size, arguments. UserError for a name that does not exist."""
+    """The net of a name: class, image size, arguments. UserError for a name that does not exist."""
     choose(name, names(), "backbone")
     return next(family.VARIANTS[name] for family in FAMILIES if name in family.VARIANTS)
 

@@ -13,7 +13,7 @@ from fgvc_jax.errors import UserError, choose
 
 
 class Variant(NamedTuple):
-    """What the name of a backbone stands for.
+    """The net that a backbone's name stands for.
 
     Attributes:
       net: class of the family.

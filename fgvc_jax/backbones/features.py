@@ -1,4 +1,4 @@
-"""What every backbone says about itself and what it returns."""
+"""The description and the output that every backbone has."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Tap(NamedTuple):
 
 
 class Preprocessing(NamedTuple):
-    """What the weights were trained to see: evaluation crop, normalisation (on the scale 0..1)."""
+    """The images that the weights were trained on: evaluation crop, normalisation (on the scale 0..1)."""
 
     size: int
     mean: tuple[float, float, float]

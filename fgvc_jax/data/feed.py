@@ -136,7 +136,7 @@ class Feed:
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def gather(resident: tuple[Resident, ...], batch: dict[str, jax.Array], mesh: Mesh):
-    """Of a batch, inside the train step or by itself: (pixels uint8 [B, V, C, C, 3], sizes int32 [B, V, 2]).
+    """The canvases of a batch: (pixels uint8 [B, V, C, C, 3], sizes int32 [B, V, 2]).
 
     Each device copies its own examples one slice at a time: a plain `pixels[index]` copies half the cache
     on a TPU, and left to the partitioner it sums the whole batch over all devices.

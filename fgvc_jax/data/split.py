@@ -175,7 +175,7 @@ def _parts(whole: Split, keys, val_fraction, test_fraction, seed) -> dict[str, S
     """Train, val and test; a split with no image is left out."""
     files, labels = np.array(whole.files, object), whole.labels
     rest, test = stratified(labels, test_fraction, seed, keys)
-    # Of what test left, so that val_fraction stays a share of the whole.
+    # A share of the rest that test left, so that val_fraction stays a share of the whole.
     fraction = val_fraction / (1 - test_fraction)
     train, val = stratified(labels[rest], fraction, seed + 1, keys[rest])
     parts = {"train": rest[train], "val": rest[val], "test": test}

@@ -15,7 +15,7 @@ Metrics = dict[str, jax.Array]
 
 
 class Context(NamedTuple):
-    """What an update may draw from and depend on, beside the batch. All arrays; traced.
+    """The draws and the progress that an update may use, beside the batch. All arrays; traced.
 
     Attributes:
       key: one draw for the whole update, the same in every part of an accumulated batch.

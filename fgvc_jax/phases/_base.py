@@ -24,7 +24,7 @@ class Read(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a phase is expected to take.
+    """The expected cost of a phase.
 
     Attributes:
       images: through a backward pass.
@@ -83,7 +83,7 @@ class Phase:
         """Raises UserError for what can be known to be wrong with the data at hand, before any phase runs."""
 
     def cost(self, models: Models, sizes: dict[str, int], known: dict[str, Result]) -> Cost:
-        """What it will take.
+        """The expected cost.
 
         Args:
           models: how models are made; `models.manifest` has the classes.

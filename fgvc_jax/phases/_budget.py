@@ -1,4 +1,4 @@
-"""What two classifiers have cost, for the line that compares them."""
+"""The cost of two classifiers, for the line that compares them."""
 
 from fgvc_jax import phases
 from fgvc_jax.context.run import Run

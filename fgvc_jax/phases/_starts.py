@@ -46,7 +46,7 @@ def weights(
     init = section.init
     if not init.phase:
         return tree.weights(models.starting_model(specification))
-    # Of its own draw: a fresh head must not be the one that the fine-tune started from.
+    # A draw of its own: a fresh head must not be the one that the fine-tune started from.
     module = specification.build(seed)
     ours = tree.weights(module)
     _, _, source = models.trained(init.phase, init.checkpoint)

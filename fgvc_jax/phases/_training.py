@@ -28,7 +28,7 @@ def defaults() -> ConfigDict:
     section.arguments = ConfigDict()
     section.pairs = ""  # for methods that train on pairs: the mining phase that made them
     section.length = "30 epochs"
-    # What the name of an earlier phase in `length` stands for: as many 'images' through a backward pass, or
+    # The name of an earlier phase in `length` stands for as many 'images' through a backward pass, or
     # as many 'passes' through the backbone (SAM counts twice, a frozen backbone a third).
     section.budget = "images"
     section.batch = 64  # examples a step over all devices; for pairs: pairs

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class Examples(NamedTuple):
-    """What a phase trains or validates on."""
+    """The examples that a phase trains or validates on."""
 
     splits: tuple[str, ...]  # of each image of an example
     index: np.ndarray  # int [N, V], rows of these splits

@@ -15,7 +15,7 @@ from fgvc_jax.train.step import Recipe, State
 
 
 class Program(NamedTuple):
-    """What trains a model on a mesh.
+    """The compiled parts that train a model on a mesh.
 
     Attributes:
       state: jax.ShapeDtypeStruct with its sharding for every array of the state.

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from fgvc_jax.train.microbatch import in_groups
 
-# What other frameworks name "weight": the tensors that the ASAM authors' T covers.
+# Named "weight" in other frameworks: the tensors that the ASAM authors' T covers.
 WEIGHTS = ("kernel", "scale", "embedding")
 
 

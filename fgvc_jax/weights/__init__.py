@@ -90,7 +90,7 @@ def load_pretrained(
 def preprocessing_of(
     module: nnx.Module, source: str, *, allow: Sequence[str] = ()
 ) -> tuple[Preprocessing, Report]:
-    """What images the weights want that `load_pretrained` would give to a backbone.
+    """The preprocessing that goes with weights which `load_pretrained` would give to a backbone.
 
     Only keys and shapes are read, and a config.json: a file of any size is answered for at once. It
     is downloaded where it is not here yet; `published.find` says so beforehand.
@@ -158,7 +158,7 @@ def arguments_for(backbone: str, weights: StateDict) -> dict[str, Any]:
 
 
 def match(module: nnx.Module, weights: StateDict) -> tuple[Report, dict[str, Entry], Layout]:
-    """What would go where in a backbone, which may have shapes alone (nnx.eval_shape).
+    """The place of every array of a file in a backbone, which may have shapes alone (nnx.eval_shape).
 
     Returns:
       The report, the entries under the keys that it names, the layout.

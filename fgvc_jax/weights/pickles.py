@@ -199,7 +199,7 @@ def _symbol(name: str) -> Symbol:
 
 
 def _build(symbol, arguments):
-    """What calling the named function would build."""
+    """The result of calling the named function."""
     if not isinstance(symbol, Symbol) or type(arguments) is not tuple:
         raise Refused(f"a call of {_short.repr(symbol)}")
     match symbol.name, arguments:

@@ -1,4 +1,4 @@
-"""What a file of weights gave to a backbone, and what did not fit."""
+"""The arrays of a file of weights that a backbone took, and those that did not fit."""
 
 import difflib
 from dataclasses import dataclass, field

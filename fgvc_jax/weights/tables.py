@@ -1,4 +1,4 @@
-"""What `load_pretrained` needs to know of one family's files."""
+"""The names and layouts of one family's files, for `load_pretrained`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ from fgvc_jax.weights.readers import Entry
 
 Shape = tuple[int, ...]
 
-# What torch calls the arrays of a layer.
+# torch's names for the arrays of a layer.
 LAST = {
     "kernel": "weight",
     "scale": "weight",

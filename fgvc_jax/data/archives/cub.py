@@ -55,7 +55,7 @@ def bird_rows(tree: Tree, labels: dict[str, int]) -> tuple[list[Row], list[str]]
     files, class_of, is_train, boxes = tables
     part_names = lines(tree.find("parts/parts.txt"))
     parts = _parts(tree, files, list(part_names))
-    # Of a path the last two components: copies unpack to folders of many names.
+    # The last two components of a path: copies unpack to folders of many names.
     tails = ["/".join(PurePosixPath(file).parts[-2:]) for file in files.values()]
     rows = []
     for (id_, name), path in zip(files.items(), tree.images(tails, "images.txt"), strict=True):

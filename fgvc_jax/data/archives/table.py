@@ -1,4 +1,4 @@
-"""What a named data set is before it is written: its classes, and a row for each image."""
+"""A named data set before it is written: its classes, and a row for each image."""
 
 import os
 from pathlib import Path

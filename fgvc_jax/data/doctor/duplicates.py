@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-# Of 300 photos re-encoded (JPEG quality 10), halved, cut to a third without smoothing, or set to 32 px,
-# all are within these; photos of different things are not (produce31: 32 bits at least).
+# 300 photos re-encoded (JPEG quality 10), halved, cut to a third without smoothing, or set to 32 px
+# are all within these; photos of different things are not (produce31: 32 bits at least).
 BITS = 16  # of 128
 LEVELS = 5.0  # mean difference of 8 x 8 colours, of 255
 NEIGHBOURS = 8  # pairs kept an image, which bounds them where everything looks alike

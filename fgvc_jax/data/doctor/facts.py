@@ -1,4 +1,4 @@
-"""What every image of a data set is, and its canvas, from one look at each; kept until a file changes."""
+"""Facts about every image and its canvas, from one look at each; kept until a file changes."""
 
 import dataclasses
 import glob
@@ -27,7 +27,7 @@ from fgvc_jax.files import atomic, locked
 log = logging.getLogger(__name__)
 
 FORMAT = 2  # raised whenever the same files would give other facts
-# What is converted on reading; bit i of `Facts.kinds`.
+# Conversions on reading; bit i of `Facts.kinds`.
 KINDS = (
     "cmyk",
     "palette",
@@ -58,7 +58,7 @@ class Facts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """What one look at every image gave.
+    """The result of one look at every image.
 
     Attributes:
       facts: about all images, unlabelled ones too.
@@ -271,7 +271,7 @@ def _read_all(
             log.info(f"  done in {seconds:.1f} s ({count / max(seconds, 1e-3):,.0f} images/s)")
         if known is not None:
             return known
-        # Of equal images one stands for all; in very small ones too little can be seen.
+        # One of equal images stands for all; in very small ones too little can be seen.
         _, one = np.unique(digests, axis=0, return_index=True)
         rows = np.sort(one[sizes[one].min(1) >= 32])
         near = [near_pairs(hashes[rows], levels[rows]), transformed.pairs(small, rows)]

@@ -1,4 +1,4 @@
-"""What there is to say about a data set."""
+"""Findings about a data set."""
 
 import dataclasses
 

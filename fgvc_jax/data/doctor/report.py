@@ -15,7 +15,7 @@ def report(findings: Findings) -> list[str]:
 
 
 def describe(finding: Finding, most: int = 5) -> list[str]:
-    """What was found, the first few files, what to do about it."""
+    """The finding, its first few files, the advice."""
     return [
         _line(finding.severity, finding.text),
         *(f"{'':<13}{case}" for case in finding.cases[:most]),

@@ -1,4 +1,4 @@
-"""What the facts about the images mean: findings, from errors to remarks, and advice for training."""
+"""Findings from the facts about the images, from errors to remarks, and advice for training."""
 
 import os
 from collections import defaultdict
@@ -79,7 +79,7 @@ def judge(
     group: str = "",
     classify: bool = True,
 ) -> Findings:
-    """What is wrong with a data set or remarkable: faults of its layout and what the images' facts amount to.
+    """All that is wrong with a data set or remarkable: faults of its layout, and what the facts amount to.
 
     Args:
       manifest: the data set with its splits; its labels have been checked.
@@ -276,7 +276,7 @@ def _classes(
     manifest: Manifest, counts: dict[str, dict[str, int]], classify: bool
 ) -> Iterator[Finding]:
     for split in manifest.splits if classify else ():
-        # What train lacks is an error, of the layout.
+        # A class that train lacks is an error of the layout.
         lacking = [c for c in manifest.classes if not counts[c][split] and split != "train"]
         if lacking:
             yield Finding(

@@ -79,7 +79,7 @@ def _candidates(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
             way = np.broadcast_to([mirrored, zoomed], (len(i), 2))
             found.append(np.column_stack([i, j, way, 1e6 * (1 - scores)]))
     found = np.concatenate(found).astype(np.int64)
-    # Of the same two, mirrored or not, the better one of the two ways.
+    # The better one of the two ways, mirrored or not, of the same two.
     found = found[np.lexsort(found.T[[4, 2, 1, 0]])]
     _, first = np.unique(found[:, :3], axis=0, return_index=True)
     return found[first, :4]

@@ -19,7 +19,7 @@ from fgvc_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# What columns are called, the likelier first; case, spaces and dashes do not matter.
+# Names of columns, the likelier first; case, spaces and dashes do not matter.
 PATH = (
     *("path", "file_path", "filepath", "image_path", "img_path", "file", "file_name", "filename"),
     *("image", "img", "image_name", "image_id", "img_id", "id"),

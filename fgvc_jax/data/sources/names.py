@@ -1,4 +1,4 @@
-"""What splits and classes are called by those who made the data."""
+"""Names of splits and classes, as those who made the data call them."""
 
 import difflib
 import re

@@ -196,7 +196,7 @@ def _stored(directory: Path) -> dict[str, Sequence]:
 
 
 def own_metadata(directory: Path) -> dict:
-    """What `fgvc prepare` wrote beside the features; {} for other sets."""
+    """The entries that `fgvc prepare` wrote beside the features; {} for other sets."""
     path = directory / "metadata.json"
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return content.get("fgvc_jax", {}) if isinstance(content, dict) else {}
@@ -215,7 +215,7 @@ def _stamp(directory: Path, image: str) -> str:
 def _scan(
     stored: dict[str, Sequence], image: str, classes: list[str], named: list[str], folds: str
 ) -> dict[str, np.ndarray]:
-    """What an Index holds, for every label feature, by reading each record once.
+    """The contents of an Index, for every label feature, by reading each record once.
 
     Args:
       classes, named: the ClassLabel features, and those that may name an image.
