@@ -49,7 +49,7 @@ class Phase(Base):
         if self.section.top_classes > classes:
             raise UserError(
                 f"config.{self.name}.top_classes = {self.section.top_classes}, but there are {classes} "
-                f"classes; it may be 1 to {classes}, or 0 for {self._top_classes(classes)}."
+                f"classes; it may be 1 to {classes}, or 0 for {min(USUAL_CLASSES, classes)}."
             )
 
     def cost(self, models: Models, sizes: dict[str, int], known: dict[str, Result]) -> Cost:
