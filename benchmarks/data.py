@@ -28,9 +28,9 @@ import numpy as np
 from PIL import Image
 from result import add_out, facts, import_torchvision, spread, write
 
+from fgvc_jax import mesh as meshes
 from fgvc_jax.data import cache, doctor, feed, sampler
 from fgvc_jax.data.sources import folder
-from fgvc_jax.train import mesh as meshes
 
 
 def make_photos(root: Path, count: int) -> None:

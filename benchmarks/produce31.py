@@ -25,6 +25,7 @@ from result import add_out, facts, write
 from retrain_head import Recipe, accuracy, fresh_head, train_head
 from sklearn.model_selection import StratifiedKFold
 
+from fgvc_jax import mesh as meshes
 from fgvc_jax import recipes
 from fgvc_jax.config import base as base_config
 from fgvc_jax.context.data import Data
@@ -38,7 +39,6 @@ from fgvc_jax.phases.train import phase_seed
 from fgvc_jax.report import summary
 from fgvc_jax.run import run, use_compilation_cache
 from fgvc_jax.tracking.logs import to_stdout
-from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree
 from fgvc_jax.train.initial import class_mean_head
 from fgvc_jax.train.predict import predict_all

@@ -30,13 +30,13 @@ import jax.numpy as jnp
 import numpy as np
 from result import add_out, facts, import_torchvision, spread, write
 
+from fgvc_jax import mesh as meshes
 from fgvc_jax.backbones import names
 from fgvc_jax.data.cache import Canvases
 from fgvc_jax.data.feed import Feed, gather, make_resident
 from fgvc_jax.images.batch import random_views
 from fgvc_jax.images.view import View
 from fgvc_jax.model import Specification
-from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import optim, tree
 from fgvc_jax.train import step as steps
 from fgvc_jax.train.sam import sam

@@ -1,7 +1,6 @@
 """The classifier of a finished run, to classify images with: `fgvc_jax.load(RUN).predict(images)`."""
 
 import itertools
-import json
 import logging
 import os
 from collections import deque
@@ -14,13 +13,13 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from fgvc_jax import mesh as meshes
 from fgvc_jax import methods
 from fgvc_jax.data.cache import fit, place
-from fgvc_jax.data.feed import BATCH, THREADS, to_device
+from fgvc_jax.data.feed import THREADS, to_device
 from fgvc_jax.data.sources import EXTENSIONS, read_image
 from fgvc_jax.errors import UserError, choose
-from fgvc_jax.model import Specification, load_specification, predictor, restore
-from fgvc_jax.train import mesh as meshes
+from fgvc_jax.model import Specification, load_specification, predictor, read_done, restore
 from fgvc_jax.train import tree
 from fgvc_jax.train.checkpoint import METRIC
 
@@ -60,7 +59,7 @@ class Classifier:
     def __init__(self, found: Found):
         self.phase, self.specification = found.folder, found.specification
         self.classes, self.class_ids = self.specification.classes, self.specification.class_ids
-        self.metrics = _done(found.folder).get("validation", {})
+        self.metrics = read_done(found.folder).get("validation", {})
         self._mesh = meshes.make()
         module, self._weights = restore(self.specification, found.folder, found.which, self._mesh)
         static, _, _ = tree.split(module)
@@ -133,7 +132,7 @@ class Classifier:
         if batch < 1:
             raise UserError(f"batch = {batch}; it must be at least 1.")
         batch = -(-batch // self._mesh.size) * self._mesh.size
-        sharding = NamedSharding(self._mesh, BATCH)
+        sharding = NamedSharding(self._mesh, meshes.BATCH)
         weights = self._weights["params"], self._weights["batch_stats"]
         running: deque[tuple[list[tuple[Image, str | None]], jax.Array]] = deque()
 
@@ -235,7 +234,7 @@ def find(run: str | os.PathLike, phase: str = "", which: str = "best") -> Found:
         raise UserError(f"no finished classifier in {run}: is it the --workdir of a run?{inside}")
     refit = best.folder.parent / REFIT
     again = refit / best.folder.name
-    if _done(again):
+    if read_done(again):
         return _classifier(again, "last")
     if inner:
         raise UserError(
@@ -254,13 +253,13 @@ def find(run: str | os.PathLike, phase: str = "", which: str = "best") -> Found:
 def _best_on_validation(run: Path, which: str) -> Found | None:
     """The best finished classifier in a folder, of equals the latest; None where there is none."""
     best, highest = None, -np.inf
-    for done in sorted(run.glob("*/DONE.json"), key=lambda path: path.stat().st_mtime):
-        if not (done.parent / "model.json").exists():
+    for path in sorted(run.glob("*/DONE.json"), key=lambda file: file.stat().st_mtime):
+        if not (path.parent / "model.json").exists():
             continue
-        specification = load_specification(done.parent / "model.json")
-        value = _done(done.parent)["validation"]["best"].get(METRIC, 0.0)
+        specification = load_specification(path.parent / "model.json")
+        value = read_done(path.parent)["validation"]["best"].get(METRIC, 0.0)
         if methods.get(specification.method).evaluator == "classify" and value >= highest:
-            best, highest = Found(done.parent, which, specification), value
+            best, highest = Found(path.parent, which, specification), value
     return best
 
 
@@ -271,12 +270,6 @@ def _classifier(folder: Path, which: str) -> Found:
             f"{folder} holds a {specification.method!r} model, which does not give classes."
         )
     return Found(folder, which, specification)
-
-
-def _done(folder: Path) -> dict:
-    """The content of a phase's DONE.json; {} where it is not finished."""
-    path = folder / "DONE.json"
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _softmax(scores: np.ndarray) -> np.ndarray:

@@ -14,10 +14,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from fgvc_jax import backbones, methods
+from fgvc_jax import mesh as meshes
 from fgvc_jax.errors import UserError
 from fgvc_jax.images.batch import plain_views, random_views
 from fgvc_jax.images.view import View
-from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree
 from fgvc_jax.train.checkpoint import Checkpoints, pick
 from fgvc_jax.train.step import predict_step
@@ -97,6 +97,12 @@ def load_specification(path: str | os.PathLike) -> Specification:
         return Specification(**content | {"view": view})
     except TypeError as error:
         raise UserError(f"{path} was written by another version of fgvc_jax: {error}") from None
+
+
+def read_done(folder: str | os.PathLike) -> dict[str, Any]:
+    """The content of a phase's DONE.json; {} where it is not finished."""
+    path = Path(folder, "DONE.json")
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def trained(

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from fgvc_jax import mesh as meshes
 from fgvc_jax.context.models import Models, abstract_backbone, dtype_of
 from fgvc_jax.phases._base import Cost, Phase, Result
 from fgvc_jax.tracking.progress import duration
-from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree
 
 

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from fgvc_jax import checks, files, methods, phases, plan, rerun, workdir
+from fgvc_jax import mesh as meshes
 from fgvc_jax.context.data import Data
 from fgvc_jax.context.models import Models, view_of
 from fgvc_jax.context.run import Run
@@ -22,10 +23,10 @@ from fgvc_jax.data import manifest as manifests
 from fgvc_jax.errors import UserError
 from fgvc_jax.images import protocols
 from fgvc_jax.images.view import View
+from fgvc_jax.model import read_done
 from fgvc_jax.phases._base import Phase, Result
 from fgvc_jax.report import summary
 from fgvc_jax.tracking.progress import duration
-from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train.stop import Interrupted, Stop
 from fgvc_jax.weights import published
 
@@ -196,13 +197,13 @@ def _phases(
     done: dict[str, Result] = {}
     for phase in todo:
         directory = run.workdir / phase.name
-        if workdir.done(directory).get("hash") != hashes[phase.name] and sources:
+        if read_done(directory).get("hash") != hashes[phase.name] and sources:
             steps = plan.costs(todo, models, data.sizes, done)[phase.name].steps
             both = (hashes[phase.name], shorter[phase.name])
             if run.main:
                 workdir.take_over(phase.name, directory, both, steps, sources)
             _wait_for_all(f"took over {phase.name}")
-        found = workdir.done(directory)
+        found = read_done(directory)
         if found.get("hash") == hashes[phase.name]:
             done[phase.name] = found
     left = [phase for phase in todo if phase.name not in done]

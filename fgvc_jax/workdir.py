@@ -14,6 +14,7 @@ from fgvc_jax import config as configs
 from fgvc_jax import files, phases
 from fgvc_jax.data import manifest as manifests
 from fgvc_jax.errors import UserError
+from fgvc_jax.model import read_done
 
 log = logging.getLogger(__name__)
 
@@ -90,12 +91,6 @@ def _differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     return lines
 
 
-def done(directory: Path) -> dict:
-    """What a phase's DONE.json holds; {} where it is not finished."""
-    path = directory / "DONE.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
 def take_over(
     name: str,
     directory: Path,
@@ -114,7 +109,7 @@ def take_over(
       sources: workdirs.
     """
     for source in sources:
-        there, found = source / name, done(source / name)
+        there, found = source / name, read_done(source / name)
         # What came out of a lengthened phase is not what training it in one go would have given.
         lengthened = any(source.glob(f"*/{LENGTHENED}"))
         if found and found["hash"] == hashes[0] and not lengthened:
@@ -122,7 +117,7 @@ def take_over(
             log.info("%s: taken from %s", name, there)
             return
     for source in sources:
-        there, found = source / name, done(source / name)
+        there, found = source / name, read_done(source / name)
         shorter = found.get("hash_but_length") == hashes[1] and 0 < found.get("steps", 0) < steps
         if shorter and not directory.exists():
             _copy(there, directory, without="DONE.json")

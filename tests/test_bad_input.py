@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from fgvc_jax import cli, lengths
+from fgvc_jax import mesh as meshes
 from fgvc_jax.data import load, sources
 from fgvc_jax.data.manifest import Manifest, Split
 from fgvc_jax.errors import UserError
 from fgvc_jax.mining import pairs
-from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train.memory import explained
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -13,6 +13,7 @@ from PIL import Image
 
 from fgvc_jax import checks, phases
 from fgvc_jax import config as c
+from fgvc_jax import mesh as meshes
 from fgvc_jax.context.models import Models, view_of
 from fgvc_jax.data.manifest import Manifest, Split
 from fgvc_jax.errors import UserError
@@ -20,7 +21,6 @@ from fgvc_jax.images.view import View
 from fgvc_jax.model import Specification, load_specification
 from fgvc_jax.phases.train import phase_seed
 from fgvc_jax.run import run
-from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import optim, tree
 from fgvc_jax.train.checkpoint import Checkpoints
 

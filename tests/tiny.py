@@ -1,6 +1,7 @@
 """The pipeline made so small that a whole run takes seconds."""
 
 from fgvc_jax import files, recipes
+from fgvc_jax import mesh as meshes
 from fgvc_jax.config import base
 from fgvc_jax.context.data import Data
 from fgvc_jax.context.models import Models, view_of
@@ -8,7 +9,6 @@ from fgvc_jax.context.run import Run
 from fgvc_jax.data import doctor
 from fgvc_jax.data.load import load
 from fgvc_jax.phases import complete
-from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train.stop import Stop
 
 

@@ -50,7 +50,7 @@ class Models:
         settings = self.config.model
         return Specification(
             backbone=settings.backbone,
-            backbone_arguments=backbone_arguments(self.config),
+            backbone_arguments=self._backbone_arguments,
             method=_absolute(section.method),
             method_arguments=section.arguments.to_dict(),
             classes=self.manifest.classes,
@@ -61,6 +61,11 @@ class Models:
             param_dtype=settings.param_dtype,
             remat=settings.remat,
         )
+
+    @functools.cached_property
+    def _backbone_arguments(self) -> dict[str, Any]:
+        """Once: every phase specifies its model several times, and the file of weights is asked each time."""
+        return backbone_arguments(self.config)
 
     def starting_model(self, specification: Specification) -> nnx.Module:
         """The model before any training: pretrained where the config names weights, else from scratch."""

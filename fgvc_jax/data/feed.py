@@ -19,10 +19,9 @@ from jax.sharding import PartitionSpec as P
 
 from fgvc_jax.data import sampler
 from fgvc_jax.data.cache import Canvases, Decoded
+from fgvc_jax.mesh import AXES, BATCH
 
-AXES = ("data", "fsdp")
 THREADS = min(8, os.cpu_count() or 1)  # each makes a whole batch
-BATCH = P(AXES)
 
 
 @jax.tree_util.register_dataclass

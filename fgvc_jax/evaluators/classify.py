@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from fgvc_jax import mesh as meshes
 from fgvc_jax.data import manifest as manifests
 from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.evaluators._scorer import Scorer
@@ -11,7 +12,6 @@ from fgvc_jax.metrics import classification as metrics
 from fgvc_jax.metrics.knn import knn_accuracy
 from fgvc_jax.mining import rerank as reranking
 from fgvc_jax.report import per_class
-from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree
 from fgvc_jax.train.checkpoint import METRIC
 

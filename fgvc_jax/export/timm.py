@@ -11,9 +11,9 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from fgvc_jax import backbones, inference
+from fgvc_jax import mesh as meshes
 from fgvc_jax.errors import UserError
 from fgvc_jax.model import Specification, restore
-from fgvc_jax.train import mesh as meshes
 from fgvc_jax.weights import TABLES, refusal, torch_axes
 from fgvc_jax.weights.tables import Layout
 

@@ -11,7 +11,6 @@ from fgvc_jax.layers.initializers import torch_bias
 
 Batch = dict[str, jax.Array]
 Carry = dict[str, Any]
-Metrics = dict[str, jax.Array]
 
 
 class Context(NamedTuple):

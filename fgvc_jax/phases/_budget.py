@@ -2,7 +2,7 @@
 
 from fgvc_jax import phases
 from fgvc_jax.context.run import Run
-from fgvc_jax.train import tree
+from fgvc_jax.phases._training import freezes_backbone
 
 
 def of(run: Run, pipeline: str, control: str) -> dict:
@@ -24,8 +24,7 @@ def of(run: Run, pipeline: str, control: str) -> dict:
     )
 
     def frozen(name: str) -> bool:
-        section = run.config[name]
-        return tree.matches(section.optimizer.freeze, "backbone/x")
+        return freezes_backbone(run.config[name])
 
     trained = [
         name

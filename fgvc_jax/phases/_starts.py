@@ -9,13 +9,13 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from fgvc_jax import mesh as meshes
 from fgvc_jax.context.data import Data
 from fgvc_jax.context.models import Models
 from fgvc_jax.data import sampler
 from fgvc_jax.data.feed import gather
 from fgvc_jax.model import Specification
 from fgvc_jax.train import initial, tree
-from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import step as steps
 from fgvc_jax.train.predict import predict_all
 

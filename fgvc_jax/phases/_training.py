@@ -184,6 +184,11 @@ def _wrap(section: ConfigDict, trainable: list[str]) -> Callable[[Callable], Cal
     return wrap
 
 
+def freezes_backbone(section: ConfigDict) -> bool:
+    """Whether no gradient goes through the backbone."""
+    return tree.matches(section.optimizer.freeze, "backbone/x")
+
+
 def mixes(section: ConfigDict) -> bool:
     """Whether mixup or CutMix is on."""
     return bool(section.mix.mixup or section.mix.cutmix)

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 from ml_collections import ConfigDict
 
+from fgvc_jax import mesh as meshes
 from fgvc_jax import methods
 from fgvc_jax.context.data import Data
 from fgvc_jax.context.models import Models
@@ -13,7 +14,6 @@ from fgvc_jax.errors import UserError, at_least, choose
 from fgvc_jax.phases._base import Cost, Read, Result
 from fgvc_jax.phases._base import Phase as Base
 from fgvc_jax.phases.train import phase_seed
-from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import tree
 from fgvc_jax.train.predict import predict_all
 

@@ -5,6 +5,7 @@ import functools
 from ml_collections import ConfigDict
 
 from fgvc_jax import evaluators, methods, phases
+from fgvc_jax import mesh as meshes
 from fgvc_jax.context.data import Data
 from fgvc_jax.context.models import Models
 from fgvc_jax.context.run import Run
@@ -13,7 +14,6 @@ from fgvc_jax.evaluators._scorer import Scorer
 from fgvc_jax.phases import _budget as budget
 from fgvc_jax.phases._base import Cost, Read, Result
 from fgvc_jax.phases._base import Phase as Base
-from fgvc_jax.train import mesh as meshes
 
 
 class Phase(Base):

@@ -14,6 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from fgvc_jax import evaluators, lengths, methods
+from fgvc_jax import mesh as meshes
 from fgvc_jax.context.data import Data
 from fgvc_jax.context.models import Models
 from fgvc_jax.context.run import Run
@@ -29,7 +30,6 @@ from fgvc_jax.tracking.progress import Progress
 from fgvc_jax.tracking.timers import Seconds
 from fgvc_jax.tracking.writers import Writer
 from fgvc_jax.train import loop, plateau, tree
-from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train.build import Program, batch_of, build, new_state
 from fgvc_jax.train.checkpoint import Checkpoints
 from fgvc_jax.train.loop import Milestones, Tracker
@@ -75,8 +75,7 @@ class Phase(Base):
         if self._cost is None:
             self._cost = self._module(models).cost
         forward, backward = self._cost
-        frozen = tree.matches(self.section.optimizer.freeze, "backbone/x")
-        passes = forward + (0 if frozen else 2 * backward)
+        passes = forward + (0 if training.freezes_backbone(self.section) else 2 * backward)
         return passes * (2 if self.section.sam.rho else 1)
 
     def check(self) -> None:
@@ -95,11 +94,6 @@ class Phase(Base):
                 f"{where}.mix: the loss of method {section.method!r} takes no mixed labels. Set mix.mixup "
                 "and mix.cutmix to 0."
             )
-        for name in section.arguments:
-            if name in methods.COMMON:
-                raise UserError(
-                    f"{where}.arguments.{name} is not the method's own; see config.model."
-                )
 
     def _check_images(self, data: Data) -> None:
         evaluators.get(self.method.evaluator).check(data.manifest)
@@ -138,10 +132,8 @@ class Phase(Base):
             training.order(section, data.labels("train"), 0)
         length = Length(1, section.batch * self.method.images_per_example, 1)
         _, program, _ = self._build(models, data, length)
-        columns = {"label": jnp.int32}
-        batch = batch_of(
-            data.mesh, section.batch, self.method.images_per_example, data.canvas, **columns
-        )
+        images = self.method.images_per_example
+        batch = batch_of(data.mesh, section.batch, images, data.canvas, label=jnp.int32)
         if section.init.head == "means" and "head/kernel" not in program.state["params"]:
             raise UserError(
                 f"{where}.init.head = 'means' makes a linear layer called head, and method "

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from fgvc_jax.train import mesh as meshes
+from fgvc_jax import mesh as meshes
 from fgvc_jax.train import step as steps
 from fgvc_jax.train import tree
 from fgvc_jax.train.step import Recipe, State
@@ -21,13 +21,11 @@ class Program(NamedTuple):
       state: jax.ShapeDtypeStruct with its sharding for every array of the state.
       step: jitted (state, resident, batch, seed) -> (state, metrics).
       eval_static: the module in eval mode without its arrays, for `steps.predict_step`.
-      mesh: the devices.
     """
 
     state: State
     step: Callable
     eval_static: tree.Static
-    mesh: Mesh
 
     def trace(self, batch: dict[str, Any], resident: tuple = ()) -> Any:
         """The step traced on shapes (`jax.stages.Traced`): lower and compile it, or only look at it.
@@ -58,7 +56,7 @@ def build(
     if recipe.fix_batch_norm:
         steps.fix_batch_norm(module, recipe.freeze)
     step = steps.train_step(module, state, recipe, mesh=mesh, gather=gather, preprocess=preprocess)
-    return Program(meshes.abstract(state, mesh), step, eval_static, mesh)
+    return Program(meshes.abstract(state, mesh), step, eval_static)
 
 
 def new_state(program: Program, params: tree.Flat, batch_stats: tree.Flat, recipe: Recipe) -> State:

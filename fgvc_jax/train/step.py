@@ -17,10 +17,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from fgvc_jax import mesh as meshes
 from fgvc_jax.errors import UserError
 from fgvc_jax.layers.norm import BatchNorm
 from fgvc_jax.methods._base import Context
-from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import plateau, tree
 
 # step (int32), params, batch_stats (flat dictionaries), opt, plateau (see fgvc_jax.train.plateau), and with a

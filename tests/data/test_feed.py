@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fgvc_jax import mesh as meshes
 from fgvc_jax.data import sampler
 from fgvc_jax.data.cache import Canvases, Decoded
 from fgvc_jax.data.feed import Feed, gather, make_resident
-from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train.predict import predict_all
 
 

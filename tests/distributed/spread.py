@@ -8,9 +8,9 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 import jax
 import numpy as np
 
+from fgvc_jax import mesh as meshes
 from fgvc_jax.data.cache import Canvases
 from fgvc_jax.data.feed import Feed, gather, make_resident
-from fgvc_jax.train import mesh as meshes
 
 assert jax.device_count() == 4
 mesh = meshes.make(2)  # two axes of two

@@ -15,10 +15,10 @@ from compare import load_pretrained, note, randomise, to_torch
 from flax import nnx
 
 from fgvc_jax import backbones
+from fgvc_jax import mesh as meshes
 from fgvc_jax.data.cache import Canvases
 from fgvc_jax.data.feed import Feed, gather
 from fgvc_jax.methods import baseline
-from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import optim, tree
 from fgvc_jax.train import step as steps
 from fgvc_jax.train.sam import sam

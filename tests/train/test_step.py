@@ -13,6 +13,7 @@ import pytest
 import tiny
 from flax import nnx
 
+from fgvc_jax import mesh as meshes
 from fgvc_jax import methods
 from fgvc_jax.backbones.features import Features
 from fgvc_jax.data.cache import Canvases
@@ -26,7 +27,6 @@ from fgvc_jax.ops.crop import crop_resize
 from fgvc_jax.ops.losses import cross_entropy
 from fgvc_jax.phases import train
 from fgvc_jax.tracking.progress import Progress
-from fgvc_jax.train import mesh as meshes
 from fgvc_jax.train import optim, tree
 from fgvc_jax.train import step as steps
 from fgvc_jax.train.checkpoint import Checkpoints
