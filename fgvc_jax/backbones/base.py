@@ -37,8 +37,8 @@ class Backbone(nnx.Module):
 
     A family defines three methods: `check(name, **arguments)` raises UserError for arguments that make
     no net; `build(name, image_size, kw, **arguments)` makes the layers with `kw` (dtype, param_dtype,
-    rngs) and returns the `Info`; `forward(x_BHWC, record)` returns (pooled, class token or None) and
-    passes the map at every tap through `record`, in the order of `info.taps`.
+    rngs) and returns the `Info`; `forward(x_BHWC, record, keys)` returns (pooled, class token or None)
+    and passes the map at every tap through `record`, in the order of `info.taps`.
 
     Args:
       name: for `info` and for messages.
@@ -75,6 +75,9 @@ class Backbone(nnx.Module):
             raise UserError(f"{name}: image_size={image_size} must be one number of pixels.")
         self.smallest, self.multiple = variant.smallest, variant.multiple
         self._check_size(name, *sides(image_size))
+        drop = arguments.get("stochastic_depth", 0.0)
+        require(0 <= drop < 1, name, "at least 0 and below 1", stochastic_depth=drop)
+        self.drops = drop > 0
         self.check(name, **arguments)
         self.dtype = dtype
         self.remat = remat
@@ -86,19 +89,21 @@ class Backbone(nnx.Module):
         images_BHWC: jax.Array,
         taps: Sequence[str] | None = None,
         edit: Edit | None = None,
+        keys: jax.Array | None = None,
     ) -> Features:
         """Features of normalised images [B, H, W, 3].
 
         Args:
           taps: names of the maps to return; None for `info.default_taps`.
           edit: edit(name, map) -> map, called at every tap, before the next layer reads the map.
+          keys: [B], a draw for each example, for stochastic depth in training; None = nothing is dropped.
 
         Raises:
           UserError: for an image size or a tap that does not fit.
         """
         self._check_size(self.info.name, *images_BHWC.shape[1:3])
-        record = Recorder(self.info, taps, edit)
-        pooled, class_token = self.forward(images_BHWC.astype(self.dtype), record)
+        record, keys = Recorder(self.info, taps, edit), keys if self.drops else None
+        pooled, class_token = self.forward(images_BHWC.astype(self.dtype), record, keys)
         return Features(record.maps, pooled, class_token)
 
     def _check_size(self, name: str, height: int, width: int) -> None:

@@ -9,6 +9,7 @@ from fgvc_jax.backbones.base import Backbone, Variant, require
 from fgvc_jax.backbones.features import Info, Recorder, Tap, imagenet, stage_taps, wide
 from fgvc_jax.layers import remat
 from fgvc_jax.layers.conv import ConvNorm, convolution
+from fgvc_jax.layers.dropout import drop_path, fold
 
 # Table 1 of the paper: expansion, kernel, stride, channels and blocks of the seven stages of B0.
 STAGES = (
@@ -46,8 +47,18 @@ class MBConv(nnx.Module):
     """Inverted residual: 1x1 up, depthwise, squeeze and excitation, 1x1 down."""
 
     def __init__(
-        self, inputs: int, outputs: int, expansion: int, kernel: int, stride: int, *, norm, **kw
+        self,
+        inputs: int,
+        outputs: int,
+        expansion: int,
+        kernel: int,
+        stride: int,
+        drop: float,
+        *,
+        norm,
+        **kw,
     ):
+        self.drop = drop
         inside = inputs * expansion
         self.expand = ConvNorm(inputs, inside, **norm, **kw) if expansion > 1 else None
         self.depthwise = ConvNorm(inside, inside, kernel, stride, inside, **norm, **kw)
@@ -55,10 +66,10 @@ class MBConv(nnx.Module):
         self.project = ConvNorm(inside, outputs, **norm, **kw)
         self.residual = stride == 1 and inputs == outputs
 
-    def __call__(self, x):
+    def __call__(self, x, keys=None):
         y = x if self.expand is None else jax.nn.silu(self.expand(x))
         y = self.project(self.se(jax.nn.silu(self.depthwise(y))))
-        return x + y if self.residual else y
+        return x + drop_path(y, keys, self.drop) if self.residual else y
 
 
 class EfficientNet(Backbone):
@@ -66,7 +77,7 @@ class EfficientNet(Backbone):
 
     Taps: 'layer1' to 'layer7', each after the last block of its stage (strides 2, 4, 8, 16, 16, 32,
     32), 'layer2/0', ... after the earlier blocks, and 'head' after the last convolution. `pooled` is
-    the mean over the cells of head. Stochastic depth is left out: no block is ever skipped.
+    the mean over the cells of head.
 
     Weights are worth something only in the arithmetic that they were trained in, which a name
     stands for. torchvision and timm pad symmetrically; eps is 1e-5, but in torchvision's B5 to B7
@@ -76,11 +87,13 @@ class EfficientNet(Backbone):
     Args:
       width, depth: factors on the channels and on the blocks of B0.
       same: 'SAME' padding.
+      stochastic_depth: probability that a block is skipped in training, for a block behind the last; it
+        rises linearly from 0 at the first. The published weights were trained with 0.2.
       eps, momentum: of BatchNorm. timm's efficientnet_b5 to b7, unlike torchvision's, want eps=1e-5.
     """
 
     @staticmethod
-    def check(name: str, *, width, depth, eps, momentum, **fixed) -> None:
+    def check(name: str, *, width, depth, eps, momentum, stochastic_depth, **fixed) -> None:
         factors = "factors on the channels and blocks of B0, above 0 and at most 100"
         require(
             0 < min(width, depth) <= max(width, depth) <= 100,
@@ -93,20 +106,35 @@ class EfficientNet(Backbone):
         require(0 <= momentum < 1, name, "at least 0 and below 1", momentum=momentum)
 
     def build(
-        self, name, image_size: int, kw: dict, *, width, depth, eps, momentum, same, crop_fraction
+        self,
+        name,
+        image_size: int,
+        kw: dict,
+        *,
+        width,
+        depth,
+        eps,
+        momentum,
+        stochastic_depth,
+        same,
+        crop_fraction,
     ) -> Info:
         norm = {"same": same, "eps": eps, "momentum": momentum}
         self.eps = eps
         channels, total = _channels(STEM, width), 2
         self.stem = ConvNorm(3, channels, 3, 2, **norm, **kw)
-        stages, taps = [], []
+        all_blocks = sum(math.ceil(stage[-1] * depth) for stage in STAGES)
+        stages, taps, before = [], [], 0
         for i, (expansion, kernel, stride, base, repeats) in enumerate(STAGES):
             blocks, count = [], math.ceil(repeats * depth)
             total *= stride
             for number in range(count):
                 outputs, steps = _channels(base, width), stride if number == 0 else 1
-                blocks.append(MBConv(channels, outputs, expansion, kernel, steps, norm=norm, **kw))
-                channels = outputs
+                drop = stochastic_depth * before / all_blocks
+                blocks.append(
+                    MBConv(channels, outputs, expansion, kernel, steps, drop, norm=norm, **kw)
+                )
+                channels, before = outputs, before + 1
             stages.append(nnx.List(blocks))
             taps += stage_taps(i + 1, count, channels, total)
         self.layers = nnx.List(stages)
@@ -120,11 +148,13 @@ class EfficientNet(Backbone):
             cam_tap="head",
         )
 
-    def forward(self, x_BHWC: jax.Array, record: Recorder) -> tuple[jax.Array, None]:
+    def forward(self, x_BHWC: jax.Array, record: Recorder, keys=None) -> tuple[jax.Array, None]:
+        number = 0
         x = jax.nn.silu(self.stem(x_BHWC))
         for blocks in self.layers:
             for block in blocks:
-                x = record(remat.call(self.remat, block, x))
+                x = record(remat.call(self.remat, block, x, fold(keys, number)))
+                number += 1
         x = record(jax.nn.silu(self.head(x)))
         return wide(x).mean((1, 2)), None
 
@@ -144,7 +174,13 @@ _SCALES = (
 
 def _variant(number: int, crop: int, same: bool, eps: float, momentum: float) -> Variant:
     width, depth, size, *crops = _SCALES[number]
-    arguments = {"width": width, "depth": depth, "eps": eps, "momentum": momentum}
+    arguments = {
+        "width": width,
+        "depth": depth,
+        "eps": eps,
+        "momentum": momentum,
+        "stochastic_depth": 0.0,
+    }
     # 16 pixels as for a ResNet: the same five halvings, padded alike.
     return Variant(
         EfficientNet, size, 16, 1, arguments, {"same": same, "crop_fraction": crops[crop]}

@@ -115,7 +115,7 @@ class ResNet(Backbone):
             taps += stage_taps(stage + 1, depth, channels, 4 * 2**stage)
         return Info(name, tuple(taps), channels, imagenet(image_size, 0.875, "bilinear"))
 
-    def forward(self, x_BHWC: jax.Array, record: Recorder) -> tuple[jax.Array, None]:
+    def forward(self, x_BHWC: jax.Array, record: Recorder, keys=None) -> tuple[jax.Array, None]:
         x = max_pool(jax.nn.relu(self.bn1(self.conv1(x_BHWC))), 3, 2, 1)
         for blocks in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in blocks:

@@ -8,12 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fgvc_jax.backbones.base import Backbone, Variant, check_depths, require, sides
+from fgvc_jax.backbones.base import (
+    Backbone,
+    Variant,
+    check_depths,
+    require,
+    sides,
+)
 from fgvc_jax.backbones.features import Info, Recorder, imagenet, stage_taps, wide
 from fgvc_jax.errors import choose
 from fgvc_jax.layers import remat
 from fgvc_jax.layers.attention import Attention, Mlp, linear
 from fgvc_jax.layers.conv import convolution
+from fgvc_jax.layers.dropout import drop_path, fold, linear_rates
 from fgvc_jax.layers.initializers import normal, torch_std
 from fgvc_jax.layers.norm import layer_norm
 
@@ -144,15 +151,16 @@ class WindowAttention(Attention):
 class Block(nnx.Module):
     """Pre-norm transformer block on a map."""
 
-    def __init__(self, width: int, heads: int, window, shift, pad_first: bool, **kw):
+    def __init__(self, width: int, heads: int, window, shift, pad_first: bool, drop: float, **kw):
+        self.drop = drop
         self.norm1 = layer_norm(width, EPSILON, **kw)
         self.attn = WindowAttention(width, heads, window, shift, pad_first, **kw)
         self.norm2 = layer_norm(width, EPSILON, **kw)
         self.mlp = Mlp(width, 4 * width, **kw)
 
-    def __call__(self, x):
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+    def __call__(self, x, keys=None):
+        x = x + drop_path(self.attn(self.norm1(x)), fold(keys, 0), self.drop)
+        return x + drop_path(self.mlp(self.norm2(x)), fold(keys, 1), self.drop)
 
 
 class PatchMerging(nnx.Module):
@@ -176,13 +184,14 @@ class Stage(nnx.Module):
 
     Args:
       window: side of the windows in cells.
+      drops: of each block, the probability that it is skipped in training.
       size: (height, width) of the map, for images of the size that the net is made for.
     """
 
     def __init__(
         self,
         width: int,
-        depth: int,
+        drops: list[float],
         heads: int,
         window: int,
         size: tuple[int, int],
@@ -197,8 +206,8 @@ class Stage(nnx.Module):
         shift = tuple(window // 2 if pad_first or n > window else 0 for n in size)
         self.blocks = nnx.List(
             [
-                Block(width, heads, windows, shift if i % 2 else (0, 0), pad_first, **kw)
-                for i in range(depth)
+                Block(width, heads, windows, shift if i % 2 else (0, 0), pad_first, drop, **kw)
+                for i, drop in enumerate(drops)
             ]
         )
 
@@ -221,6 +230,8 @@ class Swin(Backbone):
         is rolled, then padded. 'torchvision': windows keep their size, the map is padded, then
         rolled, and an axis is shifted where the padded map is larger than the window. Where every
         map is a multiple of the window, both compute the same.
+      stochastic_depth: probability that what the last block adds is dropped in training; it rises
+        linearly from 0 at the first block. The published Swin-T was trained with 0.2.
       image_size: side in pixels, or (height, width), multiples of 4. Images of another size (any
         multiples) are taken too, in the same windows.
     """
@@ -228,7 +239,17 @@ class Swin(Backbone):
     oblong = True
 
     @staticmethod
-    def check(name: str, *, width, depths, heads, window, convention, crop_fraction) -> None:
+    def check(
+        name: str,
+        *,
+        width,
+        depths,
+        heads,
+        window,
+        convention,
+        stochastic_depth,
+        crop_fraction,
+    ) -> None:
         check_depths(name, depths, width)
         channels = [width * 2**i for i in range(4)]
         divide = all(n >= 1 and c % n == 0 for c, n in zip(channels, heads, strict=True))
@@ -238,31 +259,46 @@ class Swin(Backbone):
         choose(convention, ("timm", "torchvision"), f"{name}: convention")
 
     def build(
-        self, name, image_size, kw: dict, *, width, depths, heads, window, convention, crop_fraction
+        self,
+        name,
+        image_size,
+        kw: dict,
+        *,
+        width,
+        depths,
+        heads,
+        window,
+        convention,
+        stochastic_depth,
+        crop_fraction,
     ) -> Info:
         self.convention = convention
         init = normal(torch_std(3 * PATCH**2))
         self.patch_embed = convolution(3, width, PATCH, PATCH, bias=True, init=init, **kw)
         self.patch_norm = layer_norm(width, EPSILON, **kw)
         self.conventions_agree = True  # for images of image_size
+        rates = iter(linear_rates(stochastic_depth, sum(depths)))
         stages, taps = [], []
         for i, depth in enumerate(depths):
             stride, channels = PATCH * 2**i, width * 2**i
             size = tuple(-(-side // stride) for side in sides(image_size))
             self.conventions_agree &= not any(length % window for length in size)
-            stages.append(Stage(channels, depth, heads[i], window, size, convention, i > 0, **kw))
+            drops = [next(rates) for _ in range(depth)]
+            stages.append(Stage(channels, drops, heads[i], window, size, convention, i > 0, **kw))
             taps += stage_taps(i + 1, depth, channels, stride)
         self.layers = nnx.List(stages)
         self.norm = layer_norm(channels, EPSILON, **kw)
         wants = imagenet(max(sides(image_size)), crop_fraction, "bicubic")
         return Info(name, tuple(taps), channels, wants)
 
-    def forward(self, x_BHWC: jax.Array, record: Recorder) -> tuple[jax.Array, None]:
+    def forward(self, x_BHWC: jax.Array, record: Recorder, keys=None) -> tuple[jax.Array, None]:
+        number = 0
         x = self.patch_norm(self.patch_embed(x_BHWC))
         for stage in self.layers:
             x = x if stage.downsample is None else stage.downsample(x)
             for block in stage.blocks:
-                x = record(remat.call(self.remat, block, x))
+                x = record(remat.call(self.remat, block, x, fold(keys, number)))
+                number += 1
         return wide(self.norm(x)).mean((1, 2)), None
 
 
@@ -276,6 +312,7 @@ def _variant(
         "heads": (heads, 2 * heads, 4 * heads, 8 * heads),
         "window": window,
         "convention": "timm",
+        "stochastic_depth": 0.0,
     }
     fixed = {"crop_fraction": crop_fraction}
     return Variant(Swin, image_size, 32, PATCH, arguments, fixed)

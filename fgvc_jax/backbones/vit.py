@@ -24,6 +24,7 @@ from fgvc_jax.errors import UserError
 from fgvc_jax.layers import remat
 from fgvc_jax.layers.attention import Attention, Mlp
 from fgvc_jax.layers.conv import convolution
+from fgvc_jax.layers.dropout import drop_path, fold, linear_rates
 from fgvc_jax.layers.initializers import normal, torch_std
 from fgvc_jax.layers.norm import layer_norm
 
@@ -63,7 +64,8 @@ class LayerScale(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, width: int, heads: int, layer_scale: bool, **kw):
+    def __init__(self, width: int, heads: int, layer_scale: bool, drop: float, **kw):
+        self.drop = drop
         self.norm1 = layer_norm(width, EPSILON, **kw)
         self.attn = Attention(width, heads, **kw)
         self.norm2 = layer_norm(width, EPSILON, **kw)
@@ -71,9 +73,9 @@ class Block(nnx.Module):
         self.ls1 = LayerScale(width, kw["param_dtype"]) if layer_scale else jax.nn.identity
         self.ls2 = LayerScale(width, kw["param_dtype"]) if layer_scale else jax.nn.identity
 
-    def __call__(self, x):
-        x = x + self.ls1(self.attn(self.norm1(x)))
-        return x + self.ls2(self.mlp(self.norm2(x)))
+    def __call__(self, x, keys=None):
+        x = x + drop_path(self.ls1(self.attn(self.norm1(x))), fold(keys, 0), self.drop)
+        return x + drop_path(self.ls2(self.mlp(self.norm2(x))), fold(keys, 1), self.drop)
 
 
 class ViT(Backbone):
@@ -94,11 +96,15 @@ class ViT(Backbone):
       registers: learnt tokens beside the class token (Darcet et al. 2024), which no tap shows. The
         position embedding then has no row for the class token, as in timm.
       layer_scale: a learnt factor for each channel of what a block adds.
+      stochastic_depth: probability that what the last block adds is dropped in training; it rises
+        linearly from 0 at the first block.
       image_size: side in pixels that the position embedding is made for; it is resized for others.
     """
 
     @staticmethod
-    def check(name: str, *, depth: int, width: int, heads: int, **fixed) -> None:
+    def check(
+        name: str, *, depth: int, width: int, heads: int, stochastic_depth: float, **fixed
+    ) -> None:
         require(depth >= 1, name, "a number of blocks, at least 1", depth=depth)
         require(heads >= 1, name, "a number of attention heads, at least 1", heads=heads)
         allowed = f"a multiple of heads={heads}, at least {heads}"
@@ -113,6 +119,7 @@ class ViT(Backbone):
         depth: int,
         width: int,
         heads: int,
+        stochastic_depth: float,
         patch: int,
         registers: int = 0,
         layer_scale: bool = False,
@@ -131,7 +138,12 @@ class ViT(Backbone):
         self.cls_token = learnt(1e-6, 1)
         self.pos_embed = learnt(0.02, count if registers else 1 + count)
         self.reg_token = learnt(1e-6, registers) if registers else None
-        self.blocks = nnx.List([Block(width, heads, layer_scale, **kw) for _ in range(depth)])
+        self.blocks = nnx.List(
+            [
+                Block(width, heads, layer_scale, drop, **kw)
+                for drop in linear_rates(stochastic_depth, depth)
+            ]
+        )
         self.norm = layer_norm(width, EPSILON, **kw)
 
         names = [f"block{i}" for i in range(depth)]
@@ -145,7 +157,9 @@ class ViT(Backbone):
             cam_tap=("embed", *names)[depth - 1],
         )
 
-    def forward(self, x_BHWC: jax.Array, record: Recorder) -> tuple[jax.Array, jax.Array]:
+    def forward(
+        self, x_BHWC: jax.Array, record: Recorder, keys: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         x = self.patch_embed(x_BHWC)
         batch, height, width, channels = x.shape
         positions = resize_positions(self.pos_embed[...], height, width).astype(x.dtype)
@@ -158,9 +172,9 @@ class ViT(Backbone):
         first = jnp.broadcast_to(first, (batch, *first.shape[1:]))
 
         patches = record(patches)
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             tokens = jnp.concatenate([first, patches.reshape(batch, -1, channels)], axis=1)
-            tokens = remat.call(self.remat, block, tokens)
+            tokens = remat.call(self.remat, block, tokens, fold(keys, number))
             # Slices: with jnp.split XLA:CPU takes 1.5 times as long for the whole training step.
             first, patches = tokens[:, : first.shape[1]], tokens[:, first.shape[1] :]
             patches = record(patches.reshape(x.shape))
@@ -177,6 +191,7 @@ DINOV2 = {"layer_scale": True, "mean": IMAGENET_MEAN, "std": IMAGENET_STD, "crop
 
 # The smallest image is one patch.
 def _variant(arguments: dict, image_size: int, patch: int = 16, **fixed) -> Variant:
+    arguments = arguments | {"stochastic_depth": 0.0}
     return Variant(ViT, image_size, patch, patch, arguments, {"patch": patch} | fixed)
 
 

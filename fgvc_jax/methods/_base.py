@@ -18,7 +18,8 @@ class Context(NamedTuple):
 
     Attributes:
       key: one draw for the whole update, the same in every part of an accumulated batch.
-      keys: [B], a draw for each example, which belongs to its place in the global batch.
+      keys: [B], a draw for each example, which belongs to its place in the global batch. Give the backbone
+        its own, `fold(context.keys, 0)` (fgvc_jax.layers.dropout), for its stochastic depth.
       step: int32, optimizer steps before this one, over the whole phase.
       epoch: float32, passes over the training examples before this step.
       progress: float32, the share of the phase that lies behind, from 0 to below 1.

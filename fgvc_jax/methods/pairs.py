@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fgvc_jax.errors import choose
+from fgvc_jax.layers.dropout import fold
 from fgvc_jax.layers.initializers import torch_bias
 from fgvc_jax.layers.norm import BatchNorm
 from fgvc_jax.methods._base import Method as Base
@@ -85,19 +86,22 @@ class Method(Base):
 
     def update(self, batch, carry, context):
         """One update on batch['image'] [B, 2, S, S, 3] and batch['label'] [B], 1 for the same class."""
-        logits = self.compare(batch["image"])
+        logits = self.compare(batch["image"], keys=context.keys)
         loss = binary_cross_entropy(logits, batch["label"])
         return loss, carry, {"accuracy": jnp.mean((logits > 0) == (batch["label"] == 1))}
 
-    def compare(self, images, edit=None):
+    def compare(self, images, edit=None, keys=None):
         """Images [B, 2, S, S, 3] (query, neighbour) -> logit [B]."""
+        first, second = fold(keys, 0), fold(keys, 1)
         if self.joint:
-            both = self.backbone(images.reshape(-1, *images.shape[2:]), edit=edit).pooled
+            both_keys = None if keys is None else jnp.stack([first, second], axis=1).reshape(-1)
+            both = images.reshape(-1, *images.shape[2:])
+            both = self.backbone(both, edit=edit, keys=both_keys).pooled
             both = both.reshape(*images.shape[:2], -1)
             return self.comparator(both[:, 0], both[:, 1])
         return self.comparator(
-            self.backbone(images[:, 0], edit=edit).pooled,
-            self.backbone(images[:, 1], edit=edit).pooled,
+            self.backbone(images[:, 0], edit=edit, keys=first).pooled,
+            self.backbone(images[:, 1], edit=edit, keys=second).pooled,
         )
 
     def same(self, query, neighbour):

@@ -287,6 +287,7 @@ def test_bfloat16_computation_keeps_float32_parameters(backbone, images):
 
 def test_biases_as_torch_draws_them():
     torch = pytest.importorskip("torch", reason="the reference")
+    torch.manual_seed(0)
     fan_in, count = 9 * 16, 20_000
     ours = np.asarray(torch_bias(fan_in)(jax.random.key(0), (count,)))
     layer = torch.nn.Conv2d(16, count, 3)
@@ -294,7 +295,8 @@ def test_biases_as_torch_draws_them():
         layer.bias.detach().numpy(),
         torch.nn.Linear(fan_in, count).bias.detach().numpy(),
     ):
-        # Quantiles of 20,000 uniform draws have a standard error of 0.35 % of the range.
+        # A quantile of 20,000 uniform draws has a standard error of up to 0.35 % of the range, so that of a
+        # difference is up to 0.5 %: 1 % holds for these seeds.
         quantiles = np.linspace(0, 1, 11)
         np.testing.assert_allclose(
             np.quantile(ours, quantiles), np.quantile(theirs, quantiles), atol=0.02 / fan_in**0.5

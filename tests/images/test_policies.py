@@ -48,6 +48,12 @@ def test_every_operation_at_every_strength_is_torchvisions(autoaugment, image, o
         elif op in (Op.BRIGHTNESS, Op.COLOR, Op.CONTRAST, Op.SHARPNESS):
             assert error.max() <= 1, magnitude  # cut to whole levels after a float32 product
             assert (error > 0).mean() < 0.01, magnitude
+        elif op == Op.AUTO_CONTRAST:
+            # Pillow's float64 may fall just short of a result that is a whole number, and cuts it off.
+            pixels = np.asarray(image, int)
+            low, high = pixels.min((0, 1)), pixels.max((0, 1))
+            whole = (pixels - low) * 255 % (high - low) == 0
+            assert error[~whole].max() == 0 and error.max() <= 1
         else:
             assert error.max() == 0, magnitude
 

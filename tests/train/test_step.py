@@ -132,7 +132,7 @@ class Backbone(nnx.Module):
         self.fc = nnx.Linear(48, 5, rngs=nnx.Rngs(0))
         self.bn = BatchNorm(5)
 
-    def __call__(self, images, edit=None):
+    def __call__(self, images, edit=None, keys=None):
         return Features({}, self.bn(self.fc(images.reshape(len(images), -1))), None)
 
 
