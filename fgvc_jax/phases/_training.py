@@ -95,6 +95,8 @@ def defaults() -> ConfigDict:
     section.validation.every = "1 epochs"  # with a checkpoint each
     section.validation.early_stopping = 0  # evaluations without a better one; 0 = never
     section.validation.keep_every = ""  # checkpoints kept besides best and latest, as '10 epochs'
+    # Embeddings of all splits written after these lengths, as ('0 epochs', '1 epochs'), to be looked at.
+    section.validation.embeddings = ()
     return section
 
 
@@ -273,8 +275,9 @@ def check(section: ConfigDict, where: str) -> None:
     for key in ("schedule.warmup", "validation.every", "validation.keep_every"):
         if _get(section, key):
             lengths.terms(_get(section, key), f"{where}.{key}")
-    for text in schedule.drops:
-        lengths.terms(text, f"{where}.schedule.drops")
+    for key in ("schedule.drops", "validation.embeddings"):
+        for text in _get(section, key):
+            lengths.terms(text, f"{where}.{key}")
 
 
 def _get(section: ConfigDict, key: str):
