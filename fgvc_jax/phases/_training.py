@@ -187,8 +187,9 @@ def _wrap(section: ConfigDict, trainable: list[str]) -> Callable[[Callable], Cal
 
 
 def freezes_backbone(section: ConfigDict) -> bool:
-    """Whether no gradient goes through the backbone."""
-    return tree.matches(section.optimizer.freeze, "backbone/x")
+    """Whether no gradient goes through the backbone, nor through a second one."""
+    parts = ("backbone", "second") if section.arguments.get("second") else ("backbone",)
+    return all(tree.matches(section.optimizer.freeze, f"{part}/x") for part in parts)
 
 
 def mixes(section: ConfigDict) -> bool:

@@ -120,12 +120,12 @@ def retrieval_table(rows: Sequence[Row]) -> list[str]:
     found = {name: None for row, split in lines for name in row[split]}
     knn = {name: (f"{name[3:]}-NN", _percent) for name in found if name.startswith("knn")}
     columns = {name: shown for name, shown in (_RETRIEVAL | knn).items() if name in found}
-    told = [f"  {'':<32}" + "".join(f"{title:>11}" for title, _ in columns.values())]
+    told = [f"  {'':<32}" + "".join(f"{title:>10}" for title, _ in columns.values())]
     for row, split in lines:
         name = f"{row['name']}, {split.removeprefix('last_')}"
         cells = [shown(row[split], key) for key, (_, shown) in columns.items()]
         name += ", last epoch" if split.startswith("last_") else ""
-        told.append(f"  {name:<32}" + "".join(f"{cell:>11}" for cell in cells))
+        told.append(f"  {name:<32}" + "".join(f"{cell:>10}" for cell in cells))
     return told
 
 
