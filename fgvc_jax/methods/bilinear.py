@@ -75,7 +75,6 @@ class Method(Base):
         self.backbone, self.dropout, self.label_smoothing = backbone, dropout, label_smoothing
         self.tap = _tap(backbone.info, tap, "tap")
         self.reduce = _reduction(self.tap, reduction, types)
-        self.second = None
         widths = [min(self.tap.channels, reduction or self.tap.channels)] * 2
         if second:
             self.second = backbones.create(
