@@ -13,8 +13,8 @@ reported: accuracy on it 0.53 for the plain ResNet-152, 0.75 for its bilinear CN
 place of its dropout are not stated, nor are size, batch and learning rates: dropout 0.5 before the last layer
 and the reduction to 512 channels are our choice, the two phases and their rates those of the usual
 reproduction (HaoMood/bilinear-cnn, 1 and 1e-2 at a batch of 64; CUB 76.77 after the first phase, 84.17 after
-the second, VGG-16, where the test split schedules the rate). Report 004 believes that transformers would do better still:
-here is where to see.
+the second, VGG-16, where the test split schedules the rate). Report 004 believes that transformers would make
+the bilinear CNN better still: here is where to see.
 Ran by us: never in full; two steps at a small size in the tests.
 """
 

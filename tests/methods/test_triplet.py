@@ -16,7 +16,9 @@ from fgvc_jax.backbones.features import Features
 from fgvc_jax.errors import UserError
 from fgvc_jax.layers.norm import BatchNorm
 from fgvc_jax.methods import Context, triplet
-from fgvc_jax.metrics.retrieval import mean_cosines, retrieval
+from fgvc_jax.metrics.knn import knn_accuracy
+from fgvc_jax.metrics.retrieval import mean_cosines, nmi, retrieval
+from fgvc_jax.metrics.transfer import centroid_accuracy, probe_accuracy
 from fgvc_jax.phases import complete
 from fgvc_jax.run import run
 from fgvc_jax.train import tree
@@ -365,6 +367,29 @@ def test_it_trains_on_a_folder_and_is_judged_on_classes_that_it_has_not_seen(
     val = [x for x in map(json.loads, lines) if x["kind"] == "val"]
     assert len(val) == 2 and all({"cosine_same", "cosine_other"} <= x.keys() for x in val)
     assert any("finetune, test" in line for line in caplog.messages)
+
+
+def test_classification_is_read_off_with_the_training_images_as_gallery(tmp_path):
+    """The rows of the last epoch are those of the embeddings that were written after it."""
+    photos(tmp_path / "photos", "", range(4))
+    keys = {"validation.embeddings": ("0 epochs", "100 %"), "arguments.normalize": False}
+    made = config(tmp_path / "photos", **keys)
+    made.data.splits, made.data.val_fraction, made.data.test_fraction = "official", 0.25, 0.25
+    made.evaluate.neighbours = 3
+    results = run(made, tmp_path / "run")[""]
+    (row,) = results["evaluate"]["retrieval"]
+    e = np.load(tmp_path / "run/finetune/embeddings/step_000012.npz")
+    gallery = (e["train_embedding"], e["train_label"])
+    assert np.ptp(np.linalg.norm(e["test_embedding"], axis=1)) > 0.01  # not of length 1
+    for split in ("val", "test"):
+        data = (e[f"{split}_embedding"], e[f"{split}_label"])
+        expected = retrieval(*data) | mean_cosines(*data) | {"nmi": nmi(*data)}
+        expected |= knn_accuracy(*data, *gallery, ks=(1, 3))
+        expected |= {"centroid": centroid_accuracy(*data, *gallery)}
+        expected |= {"probe": probe_accuracy(*data, *gallery)}
+        # The embeddings were made in batches of another size.
+        assert row[f"last_{split}"] == pytest.approx(expected, abs=1e-4)
+        assert row[f"last_{split}"]["probe"] > 0.5  # by chance a quarter
 
 
 def test_one_class_of_validation_cannot_choose(tmp_path):
