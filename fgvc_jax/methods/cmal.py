@@ -127,7 +127,7 @@ class Method(Base):
             branch(features.maps[name])
             for name, branch in zip(self.taps, self.heads.branches, strict=True)
         ]
-        return *self.heads.classify([wide(x.max((1, 2))) for x in maps]), maps
+        return *self.heads.classify([wide(max_cell(x)) for x in maps]), maps
 
     def boxes(self, maps, predicted, size):
         """Boxes int32 [B, N + 1, 4] of the experts' attention and of their sum, see `predict`.
@@ -151,6 +151,17 @@ class Method(Base):
     def _outcome(self, logits, batch, carry):
         labels = batch["label"]
         return cross_entropy(logits, labels), carry, {"accuracy": accuracy(logits, labels)}
+
+
+def max_cell(maps_BHWD: jax.Array) -> jax.Array:
+    """The largest value of every channel [B, D]; of equal ones the first, as torch's max-pooling has it.
+
+    By its index, because the gradient of `max` looks for the value again: compiled, the two may be computed
+    apart and differ in the last bit, and the gradient is then lost or not finite.
+    """
+    cells = maps_BHWD.reshape(maps_BHWD.shape[0], -1, maps_BHWD.shape[-1])
+    first = jnp.argmax(cells, axis=1, keepdims=True)
+    return jnp.take_along_axis(cells, first, axis=1)[:, 0]
 
 
 def crop(images: jax.Array, boxes: jax.Array) -> jax.Array:

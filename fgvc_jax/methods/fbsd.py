@@ -148,7 +148,9 @@ class Strips(nnx.Module):
     def __call__(self, x_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(boosted, suppressed), both in the shape of x."""
         b = self.weights(x_BHWC)
-        kept = jax.lax.stop_gradient(jnp.where(b == b.max(1, keepdims=True), self.beta, 1.0))
+        # Not b == max: compiled, the two may be computed apart and differ in the last bit.
+        largest = b >= b.max(1, keepdims=True) * (1 - 4 * jnp.finfo(b.dtype).eps)
+        kept = jax.lax.stop_gradient(jnp.where(largest, self.beta, 1.0))
         return self._times(x_BHWC, 1 + self.alpha * b), self._times(x_BHWC, kept)
 
     def weights(self, x_BHWC: jax.Array) -> jax.Array:

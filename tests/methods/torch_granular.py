@@ -13,7 +13,12 @@ from flax import nnx
 from torch import nn
 from torch.nn import functional as F
 
+from fgvc_jax.backbones.base import Backbone, Variant
+from fgvc_jax.backbones.features import Info, imagenet, stage_taps
+from fgvc_jax.layers.conv import convolution
+from fgvc_jax.layers.norm import BatchNorm
 from fgvc_jax.methods import Context
+from fgvc_jax.ops.pool import max_pool
 from fgvc_jax.train import tree
 
 torch.set_num_threads(1)
@@ -35,6 +40,18 @@ class BasicBlock(nn.Module):
     def forward(self, x):
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class PlainBlock(nn.Module):
+    """A convolution and BatchNorm: a block of the backbone `Plain` below."""
+
+    def __init__(self, inputs, planes, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, planes, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+
+    def forward(self, x):
+        return F.relu(self.bn1(self.conv1(x)))
 
 
 class Bottleneck(nn.Module):
@@ -205,8 +222,10 @@ def normalised(map_):
 
 def box(map_, padding=0.1, threshold=0.5):
     """(top, left, bottom, right), the last two exclusive, of one normalised map."""
-    rows, columns = np.nonzero(map_.numpy() >= threshold)
+    rows, columns = np.nonzero(np.asarray(map_) >= threshold)
     size, ends = len(map_), []
+    if not len(rows):
+        return 0, 0, size, size
     for positions in (rows, columns):
         ends.append(max(int(positions.min() - padding * size), 0))
         ends.append(min(int(positions.max() + padding * size), size))
@@ -229,6 +248,45 @@ def cut(images, boxes):
 
 
 # Between the two
+
+
+class OursPlainBlock(nnx.Module):
+    def __init__(self, inputs, planes, stride, **kw):
+        self.conv1 = convolution(inputs, planes, 3, stride, **kw)
+        self.bn1 = BatchNorm(planes, **kw)
+
+    def __call__(self, x):
+        return jax.nn.relu(self.bn1(self.conv1(x)))
+
+
+class Plain(Backbone):
+    """`resnet(width, block=PlainBlock)`, a ResNet that compiles quickly."""
+
+    def __init__(self, width, **kw):
+        variant = Variant(type(self), 64, 16, 1, {"width": width})
+        super().__init__("plain", variant, width=width, rngs=nnx.Rngs(0), **kw)
+
+    @staticmethod
+    def check(name, **arguments):
+        pass
+
+    def build(self, name, image_size, kw, *, width):
+        self.conv1 = convolution(3, width, 7, 2, **kw)
+        self.bn1 = BatchNorm(width, **kw)
+        taps, channels = [], width
+        for stage in range(4):
+            planes = width * 2**stage
+            made = OursPlainBlock(channels, planes, 2 if stage else 1, **kw)
+            setattr(self, f"layer{stage + 1}", nnx.List([made]))
+            channels = planes
+            taps += stage_taps(stage + 1, 1, planes, 4 * 2**stage)
+        return Info(name, tuple(taps), channels, imagenet(image_size, 1.0, "bilinear"))
+
+    def forward(self, x, record, keys=None):
+        x = max_pool(jax.nn.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        for (block,) in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = record(block(x))
+        return x.mean((1, 2)), None
 
 
 def to_torch(images):
