@@ -440,6 +440,7 @@ def test_length_with_an_unknown_unit(refused):
         ("finetune.budget=pass", "did you mean 'passes'"),
         ("finetune.init.interpolate=x", "reads 'x'"),
         ("finetune.length=0 epochs", "config.finetune.length = '0 epochs'"),
+        ("finetune.schedule.period=0 steps", "config.finetune.schedule.period = '0 steps'"),
         ("finetune.optimizer.freeze=('.*',)", "leaves nothing to train"),
         ("evaluate.neighbours=0", "config.evaluate.neighbours = 0"),
         ("evaluate.compare=('a',)", "config.evaluate.compare"),

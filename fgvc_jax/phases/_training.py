@@ -72,10 +72,11 @@ def defaults() -> ConfigDict:
     section.optimizer.frozen_batch_norm = "fixed"
 
     section.schedule = ConfigDict()
-    section.schedule.name = "cosine"  # 'constant', 'cosine', 'step', 'plateau'
+    section.schedule.name = "cosine"  # 'constant', 'cosine', 'oscillating', 'step', 'plateau'
     section.schedule.warmup = "0 steps"  # linear, from 0
     section.schedule.drops = ("60 %", "80 %")  # where 'step' multiplies by factor
     section.schedule.factor = 0.1
+    section.schedule.period = "400 steps"  # in which 'oscillating' goes to 0 and back
     section.schedule.patience = 5  # evaluations without a better one before 'plateau' multiplies
 
     section.sam = ConfigDict()
@@ -159,6 +160,7 @@ def recipe(section: ConfigDict, where: str, params: tree.Flat, length: Length) -
             warmup=length.of(schedule.warmup, f"{where}.schedule.warmup"),
             drops=[length.of(text, f"{where}.schedule.drops") for text in schedule.drops],
             factor=schedule.factor,
+            period=length.of(schedule.period, f"{where}.schedule.period"),
         ),
         total_steps=length.steps,
         steps_per_epoch=length.images_per_epoch / length.images_per_step,
@@ -276,6 +278,8 @@ def check(section: ConfigDict, where: str) -> None:
     for key in ("schedule.warmup", "validation.every", "validation.keep_every"):
         if _get(section, key):
             lengths.terms(_get(section, key), f"{where}.{key}")
+    if not any(number for number, _ in lengths.terms(schedule.period, f"{where}.schedule.period")):
+        raise UserError(f"{where}.schedule.period = {schedule.period!r}; it must be above 0.")
     for key in ("schedule.drops", "validation.embeddings"):
         for text in _get(section, key):
             lengths.terms(text, f"{where}.{key}")

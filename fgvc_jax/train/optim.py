@@ -9,7 +9,7 @@ import optax
 from fgvc_jax.train import tree
 
 OPTIMIZERS = ("sgd", "adamw")
-SCHEDULES = ("constant", "cosine", "step", "plateau")
+SCHEDULES = ("constant", "cosine", "oscillating", "step", "plateau")
 
 
 def optimizer(
@@ -60,14 +60,15 @@ def schedule(
     warmup: int = 0,
     drops: Sequence[int] = (),
     factor: float = 0.1,
+    period: int = 400,
 ) -> Callable:
     """step (traced int32) -> learning rate (float32).
 
     In our own lines: optax's warm-up gives a first step of rate 0, which is lost, and its cosine rounds
     otherwise, so that finished runs would not go on bit for bit.
 
-    Linear warm-up from 0 over `warmup` steps, then 'constant', 'cosine' to 0 at `total`, or 'step', which
-    multiplies by `factor` at each of `drops`.
+    Linear warm-up from 0 over `warmup` steps, then 'constant', 'cosine' to 0 at `total`, 'oscillating', a
+    cosine to 0 and back in every `period` steps, or 'step', which multiplies by `factor` at each of `drops`.
     """
 
     def rate(step):
@@ -75,6 +76,11 @@ def schedule(
         if name == "cosine":
             done = jnp.clip((step - warmup) / max(1, total - warmup), 0, 1)
             value = peak * 0.5 * (1 + jnp.cos(math.pi * done))
+        elif (
+            name == "oscillating"
+        ):  # torch's CosineAnnealingLR, stepped on beyond its T_max = period / 2
+            done = (jnp.maximum(step - warmup, 0) % period) / period
+            value = peak * 0.5 * (1 + jnp.cos(2 * math.pi * done))
         elif name == "step":
             passed = sum((step >= drop).astype(jnp.float32) for drop in drops)
             value = peak * jnp.float32(factor) ** passed

@@ -175,19 +175,29 @@ def test_step_is_torchs():
     np.testing.assert_allclose(found, expected, **CLOSE)
 
 
+def test_oscillating_is_torchs_cosine_stepped_on_beyond_its_end():
+    """As FBSD's authors do, with T_max = half a period: to 0, back to the peak, and so on."""
+    found = rates(130, name="oscillating", peak=0.3, period=40)
+    expected = torch_rates(130, lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=20))
+    np.testing.assert_allclose(found, expected, **CLOSE)
+    assert found[0] == found[40] == found[120] == np.float32(0.3)
+    assert np.abs(found[[20, 60, 100]]).max() < 1e-7
+
+
 def test_constant_stays():
     np.testing.assert_array_equal(rates(5, name="constant", peak=0.3), np.float32([0.3] * 5))
 
 
-@pytest.mark.parametrize("name", ["constant", "cosine", "step"])
+@pytest.mark.parametrize("name", ["constant", "cosine", "oscillating", "step"])
 def test_warm_up_rises_in_a_line_and_reaches_the_peak(name):
     warmup, total, peak = 8, 40, 0.3
-    found = rates(total, name=name, peak=peak, warmup=warmup, drops=(20,))
+    found = rates(total, name=name, peak=peak, warmup=warmup, drops=(20,), period=16)
     np.testing.assert_allclose(found[:warmup], peak * np.arange(1, 9) / 8, rtol=1e-6)
     after = np.arange(warmup, total)
     expected = {
         "constant": [peak] * 32,
         "cosine": [peak * 0.5 * (1 + math.cos(math.pi * (s - 8) / 32)) for s in after],
+        "oscillating": [peak * 0.5 * (1 + math.cos(math.pi * (s - 8) / 8)) for s in after],
         "step": [peak if s < 20 else peak * 0.1 for s in after],
     }[name]
     np.testing.assert_allclose(found[warmup:], expected, **CLOSE)
