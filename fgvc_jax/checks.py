@@ -29,6 +29,8 @@ def check(config: ConfigDict) -> None:
     at_least(config.seeds, 1, "config.seeds")
     lengths.terms(config.log.every, "config.log.every")
     _check_model(config.model)
+    if config.init.run and config.init.file:
+        raise UserError("config.init.run and config.init.file are two beginnings; give one.")
     _check_data(config.data)
     _check_image(config.image)
 

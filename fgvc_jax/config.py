@@ -111,6 +111,13 @@ def base() -> ConfigDict:
     # Gradient checkpointing: each block is computed again for the gradient. Less memory, a third more time.
     config.model.remat = False
 
+    config.init = ConfigDict()
+    # The workdir of an earlier run, from whose model training starts (its best classifier), or the folder of
+    # one of its training phases; in place of config.model.pretrained. Heads keep classes of the same name.
+    config.init.run = ""
+    # A checkpoint of the authors of the phases' method, as of MMAL-Net; in place of config.model.pretrained.
+    config.init.file = ""
+
     config.devices = ConfigDict()
     config.devices.fsdp = 1  # over how many devices each parameter is split
 

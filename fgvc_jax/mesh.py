@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -63,6 +64,13 @@ def check_batch(batch: int, mesh: Mesh, where: str) -> None:
         raise UserError(
             f"{where} = {batch} is not divisible by the {mesh.size} devices; use {options}, for instance."
         )
+
+
+def to_host(x: jax.Array) -> np.ndarray:
+    """The values of an array, wherever its parts lie; all processes must call it."""
+    if x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
 
 
 def name_devices() -> str:

@@ -59,6 +59,8 @@ def run(
       Interrupted: after Ctrl-C or SIGTERM; the same call goes on.
     """
     config = protocols.apply(phases.complete(config))
+    if config.init.run or config.init.file:
+        config.model.pretrained = ""  # they bring all that it would give
     checks.check(config)
     folder = Path(folder).expanduser().resolve()
     sources = _sources(reuse)

@@ -15,7 +15,7 @@ import tiny
 from PIL import Image
 
 import fgvc_jax
-from fgvc_jax import inference
+from fgvc_jax import inference, trained
 from fgvc_jax.errors import UserError
 from fgvc_jax.export.timm import to_timm
 from fgvc_jax.run import run
@@ -166,7 +166,7 @@ def test_after_a_refit_it_is_the_refitted_model_of_the_phase_best_on_validation(
     np.testing.assert_array_equal(again.predict(image), last)
     assert not np.array_equal(last, fgvc_jax.load(workdir, best).predict(image))  # other images
     assert fgvc_jax.load(workdir / "refit").phase == again.phase
-    assert inference.find(workdir)[:2] == (again.phase, "last")
+    assert trained.find(workdir)[:2] == (again.phase, "last")
     # By name it is the phase that was named.
     assert fgvc_jax.load(workdir, other).phase == workdir / other
     assert fgvc_jax.load(workdir, f"refit/{other}").phase == workdir / "refit" / other
@@ -192,7 +192,7 @@ def test_a_workdir_that_is_called_refit(refitted, tmp_path):
 
 def test_a_model_is_read_once(finished, monkeypatch, tmp_path):
     reads = collections.Counter()
-    load = inference.load_specification
+    load = trained.load_specification
 
     def count(path):
         reads[path.parent.name] += 1
@@ -200,7 +200,7 @@ def test_a_model_is_read_once(finished, monkeypatch, tmp_path):
 
     restored = []
     restore = Checkpoints.restore_weights
-    monkeypatch.setattr(inference, "load_specification", count)
+    monkeypatch.setattr(trained, "load_specification", count)
     monkeypatch.setattr("fgvc_jax.model.load_specification", count)
     monkeypatch.setattr(
         Checkpoints, "restore_weights", lambda *a: (restored.append(1), restore(*a))[1]

@@ -8,8 +8,11 @@ from fgvc_jax.context.models import Models, view_of
 from fgvc_jax.context.run import Run
 from fgvc_jax.data import doctor
 from fgvc_jax.data.load import load
+from fgvc_jax.images.view import View
 from fgvc_jax.phases import complete
 from fgvc_jax.train.stop import Stop
+
+VIEW = View(32, 32, (0.5,) * 3, (0.5,) * 3, "bilinear", (0.5, 1.0), (1.0, 1.0), 0.5)
 
 
 def pipeline(backbone="resnet18", **arguments):

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from fgvc_jax import backbones, model
 from fgvc_jax.backbones import Preprocessing
+from fgvc_jax.context import transfer
 from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.errors import UserError
 from fgvc_jax.images.batch import random_views
@@ -68,8 +69,12 @@ class Models:
         return backbone_arguments(self.config)
 
     def starting_model(self, specification: Specification) -> nnx.Module:
-        """The model before any training: pretrained where the config names weights, else from scratch."""
-        module = specification.build(self.config.seed)
+        """The model before any training: an earlier run's, pretrained, or from scratch."""
+        module, init = specification.build(self.config.seed), self.config.init
+        if init.run:
+            return transfer.from_run(module, specification, init.run, self.mesh)
+        if init.file:
+            return transfer.from_file(module, specification, init.file)
         if self.config.model.pretrained:
             pretrained = self._pretrained
             static, params, batch_stats = tree.split(module)
@@ -121,12 +126,14 @@ def dtype_of(config: ConfigDict) -> jnp.dtype:
 def backbone_arguments(config: ConfigDict) -> dict[str, Any]:
     """The backbone's arguments: the config's, and where these are the usual ones what the weights want.
 
+    An earlier run's weights want that run's.
     torchvision's Swin, for one, pads its maps in another order than timm's.
     """
     settings = config.model
-    arguments = settings.arguments.to_dict()
+    arguments, usual = settings.arguments.to_dict(), backbones.arguments(settings.backbone)
+    if config.init.run:
+        return transfer.backbone_arguments(config.init.run, settings.backbone, arguments, usual)
     if settings.pretrained:
-        usual = backbones.arguments(settings.backbone)
         for name, value in wanted_arguments(settings.backbone, settings.pretrained).items():
             if arguments[name] == usual[name]:
                 arguments[name] = value
@@ -165,8 +172,11 @@ def view_of(config: ConfigDict) -> View:
     """The preprocessing: the config's, and where it says nothing what the backbone's weights want."""
     image, backbone = config.image, abstract_backbone(config)
     wants = backbone.info.preprocessing
-    if config.model.pretrained:
+    if config.init.run:
+        wants = transfer.preprocessing(config.init.run, wants)
+    elif config.model.pretrained:
         wants, _ = preprocessing_of(backbone, config.model.pretrained, allow=config.model.allow)
+    if config.init.run or config.model.pretrained:
         for key in ("mean", "std", "interpolation"):
             ours, theirs = image[key], getattr(wants, key)
             if ours and ours != theirs:

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from fgvc_jax import backbones, inference
+from fgvc_jax import backbones, trained
 from fgvc_jax import mesh as meshes
 from fgvc_jax.errors import UserError
 from fgvc_jax.model import Specification, restore
@@ -24,7 +24,7 @@ def to_timm(run: str | os.PathLike, out: str | os.PathLike, which: str = "best")
     The weights are those of the checkpoint, bit for bit.
 
     Args:
-      run: a run's workdir, or one of its training phases; the classifier is `inference.find`'s.
+      run: a run's workdir, or one of its training phases; the classifier is `trained.find`'s.
       out: folder to write, new or empty.
       which: the checkpoint, 'best' by validation or 'last'; of a refitted model always the last.
 
@@ -37,7 +37,7 @@ def to_timm(run: str | os.PathLike, out: str | os.PathLike, which: str = "best")
     out = Path(out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out={out} is there already; name a new or an empty folder.")
-    phase, which, specification = inference.find(run, which=which)
+    phase, which, specification = trained.find(run, which=which)
     module, weights = restore(specification, phase, which, meshes.make())
     layout = _layout(specification, module)
 

@@ -134,7 +134,7 @@ def hash_of(
             "shared": {
                 key: value
                 for key, value in shared.items()
-                if key.split(".")[0] in ("seed", "data", "image", "model")
+                if key.split(".")[0] in ("seed", "data", "image", "model", "init")
                 and not configs.is_placement(key)
             },
             "inputs": {read.phase: hashes[read.phase] for read in phase.reads()},

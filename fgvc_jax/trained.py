@@ -1,0 +1,97 @@
+"""Which trained model the folder of a run stands for."""
+
+import logging
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fgvc_jax import methods
+from fgvc_jax.errors import UserError, choose
+from fgvc_jax.model import Specification, load_specification, read_done
+from fgvc_jax.train.checkpoint import METRIC
+
+REFIT = "refit"  # in a run's folder, its second training, on train + val
+
+
+class Found(NamedTuple):
+    """A trained classifier on disk."""
+
+    folder: Path  # of the training phase
+    which: str  # the checkpoint, 'best' or 'last'
+    specification: Specification
+
+
+def find(run: str | os.PathLike, phase: str = "", which: str = "best") -> Found:
+    """The trained classifier of a run.
+
+    Without a phase it is the classifier that is best on validation, of equals the one finished last. Where
+    the run was refitted on train + val, it is the refitted model of that phase, at its last step: the refit
+    has no validation images to choose by, and its lengths were chosen so that the last step is the model.
+
+    Args:
+      run: the run's workdir, one of its seeds (seed_0), its refit, or the folder of a training phase.
+      phase: a training phase by name, such as 'retrain', or 'refit/retrain'; '' = as above.
+      which: the checkpoint, 'best' by validation or 'last'.
+
+    Raises:
+      UserError: where there is no trained classifier.
+    """
+    choose(which, ("best", "last"), "which")
+    run = Path(run).expanduser().resolve()
+    if phase:
+        return _classifier(run / phase, which)
+    if (run / "model.json").exists():
+        return _classifier(run, which)
+    # A workdir may be called 'refit' too; it alone holds a config.
+    inner = run.name == REFIT and not (run / "config.json").exists()
+    best = _best_on_validation(run.parent if inner else run, which)
+    if best is None:
+        if inner and any(run.glob("*/DONE.json")):
+            raise UserError(
+                f"{run} is the refit of a run whose own phases are not beside it, and it has no validation "
+                "metrics to choose a phase by. Name the folder of a phase, such as "
+                f"{sorted(run.glob('*/model.json'))[-1].parent}."
+            )
+        parts = sorted(p.parent.parent for p in run.glob("*/*/DONE.json"))
+        inside = f" There are some in {parts[0]}." if parts else ""
+        raise UserError(f"no finished classifier in {run}: is it the --workdir of a run?{inside}")
+    refit = best.folder.parent / REFIT
+    again = refit / best.folder.name
+    if read_done(again):
+        return _classifier(again, "last")
+    if inner:
+        raise UserError(
+            f"{again} is not finished. Start the run's command again to finish the refit, or load "
+            f"{run.parent}, the run before it."
+        )
+    if refit.is_dir():
+        logging.getLogger(__name__).warning(
+            "%s is not finished; loaded is %s, which was trained without the validation images.",
+            again,
+            best.folder,
+        )
+    return best
+
+
+def _best_on_validation(run: Path, which: str) -> Found | None:
+    """The best finished classifier in a folder, of equals the latest; None where there is none."""
+    best, highest = None, -np.inf
+    for path in sorted(run.glob("*/DONE.json"), key=lambda file: file.stat().st_mtime):
+        if not (path.parent / "model.json").exists():
+            continue
+        specification = load_specification(path.parent / "model.json")
+        value = read_done(path.parent)["validation"]["best"].get(METRIC, 0.0)
+        if methods.get(specification.method).evaluator == "classify" and value >= highest:
+            best, highest = Found(path.parent, which, specification), value
+    return best
+
+
+def _classifier(folder: Path, which: str) -> Found:
+    specification = load_specification(folder / "model.json")
+    if methods.get(specification.method).evaluator != "classify":
+        raise UserError(
+            f"{folder} holds a {specification.method!r} model, which does not give classes."
+        )
+    return Found(folder, which, specification)
