@@ -229,10 +229,9 @@ class Method(Base):
 def surest(logits_BTC, count):
     """(int [B, count], the tokens whose largest softmax is largest, best first; bool [B, T], which they are).
 
-    Only what is selected depends on the logits: no gradient goes through it.
+    Of equals the first. Only which they are depends on the logits: no gradient goes through that.
     """
-    # The logarithm, which still tells tokens apart whose softmax has been rounded to 1.
-    sure_BT = jax.nn.log_softmax(lax.stop_gradient(logits_BTC)).max(-1)
+    sure_BT = jax.nn.softmax(lax.stop_gradient(logits_BTC)).max(-1)
     _, places = lax.top_k(sure_BT, count)
     nowhere = jnp.zeros(sure_BT.shape[1], bool)
     return places, jax.vmap(lambda row: nowhere.at[row].set(True))(places)
