@@ -1,7 +1,9 @@
 """Whether a method keeps the contract of `methods/_base.py`: it is built, trained and used on made images."""
 
+import contextlib
 import functools
 import inspect
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -46,29 +48,31 @@ def check(
     Raises:
       UserError: for the first promise that it breaks, with what was seen.
     """
+    where = f"method {method!r}"
     made = made_batch(methods.get(method), image_size)
     module = functools.partial(
         make, method, dict(arguments or {}), backbone, backbone_arguments, image_size
     )
-    abstract = nnx.eval_shape(module)
+    with _explained(where, "its constructor"):
+        abstract = nnx.eval_shape(module)
     abstract.eval()
-    where = f"method {method!r}"
     arrays = sum(int(np.prod(x.shape)) for x in tree.weights(abstract)["params"].values())
     yield f"is built: {arrays:,} parameters, {len(abstract.updates)} update(s) a step"
     if not all(np.isfinite(c) and c >= 0 for c in abstract.cost) or not abstract.cost.forward:
         raise UserError(f"{where}: its cost is {abstract.cost}; it must be passes an example.")
     yield f"costs {abstract.cost.forward:g} forward, {abstract.cost.backward:g} backward passes"
 
-    _uses_its_output(module(), made, where)
-    yield f"predicts for its evaluator, {abstract.evaluator!r}, each image by itself"
     if "edit" not in inspect.signature(type(abstract).predict).parameters:
-        raise UserError(
-            f"{where}: predict(images, edit=None) takes no edit, so nothing explains it."
-        )
+        raise UserError(f"{where}: predict(images, edit=None) takes no edit; nothing explains it.")
+    with _explained(where, "predict"):
+        _uses_its_output(module(), made, where)
+    yield f"predicts for its evaluator, {abstract.evaluator!r}, each image by itself"
     _hands_on_edit(module(), made, where)
     yield "hands `edit` to the backbone"
 
-    program, state, batch = trainer(module(), made)
+    with _explained(where, "its updates"):
+        program, state, batch = trainer(module(), made)
+        program.trace(batch)
     first, seen = jax.device_get(state), []
     state, metrics = program.step(state, (), batch, np.uint32(0))
     second = jax.device_get(state)
@@ -102,12 +106,25 @@ def check(
         "gradient accumulation": lambda gradient: accumulate(gradient, 2),
         "SAM": lambda gradient: sam(gradient, 0.05),
     }.items():
-        try:
+        with _explained(where, f"with {name}"):
             program, _, batch = trainer(module(), made, wrap=wrap)
             program.trace(batch)
-        except (UserError, ValueError, TypeError) as error:
-            raise UserError(f"{where} with {name}: {error}") from error
         yield f"works with {name}"
+
+
+@contextlib.contextmanager
+def _explained(where: str, what: str) -> Iterator[None]:
+    """Turns what a method raises into one message that names the line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"{where}: {what} raises {type(error).__name__}: {str(error).partition(chr(10))[0]} "
+            f"({frame.filename}, line {frame.lineno})"
+        ) from error
 
 
 def make(

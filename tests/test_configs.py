@@ -1,4 +1,4 @@
-"""Every file and variant under configs/: built at full size, then run small, one step of each phase."""
+"""FineNet's configs and variants, and the plain ones: built at full size, then one step of each phase."""
 
 import functools
 import importlib.util
@@ -56,7 +56,11 @@ ROWS = [line.split() for line in RELEASED.strip().splitlines()]
 def every() -> list[str]:
     """'my_images', 'cub_finer:resnet50', 'cub_finer:resnet50:released', ..."""
     names = []
-    for path in sorted(set(CONFIGS.glob("*.py")) - {CONFIGS / "finenet.py"}):
+    files = [
+        *CONFIGS.glob("*_finer.py"),
+        *(CONFIGS / f"{name}.py" for name in ("quickstart", "my_images")),
+    ]
+    for path in sorted(files):
         variants = finenet.variants(path.stem.removesuffix("_finer"))
         names += [f"{path.stem}:{variant}" for variant in variants] or [path.stem]
     return names

@@ -21,6 +21,9 @@ WIDTH, HIDDEN, BATCH = 6, 5, 8
 TYPES = {"dtype": jnp.float64, "param_dtype": jnp.float64}
 TOLERANCE = 1e-10  # float64; BatchNorm over 8 values amplifies roundings of 1e-16 a little
 rng = np.random.default_rng(0)
+CONTEXT = methods.Context(
+    jax.random.key(0), jax.random.split(jax.random.key(1), BATCH), 0, 0.0, 0.0
+)
 IMAGES = rng.normal(size=(BATCH, 2, 2, 2, 3))
 LABELS = rng.integers(0, 2, BATCH)
 
@@ -117,7 +120,7 @@ def test_a_training_update_of_pairs_is_torchs(x64, joint):
 
     def loss(params):
         module = tree.merge(static, params, stats)
-        value, carry, metrics = module.update(batch, {}, None)
+        value, carry, metrics = module.update(batch, {}, CONTEXT)
         assert carry == {}
         return value, (tree.batch_stats(module), metrics["accuracy"])
 
@@ -205,7 +208,7 @@ def test_the_classifier_is_a_linear_layer_on_the_pooled_features(x64):
     images = jnp.asarray(IMAGES[:, 0])
     batch = {"image": images, "label": jnp.asarray(labels)}
     pooled = np.asarray(ours.backbone(images).pooled)  # in train mode: by the batch's statistics
-    loss, carry, metrics = ours.update(batch, {}, None)
+    loss, carry, metrics = ours.update(batch, {}, CONTEXT)
     logits = torch.tensor(pooled @ np.asarray(ours.head.kernel[...]))
     expected = nn.functional.cross_entropy(logits, torch.tensor(labels), label_smoothing=0.1)
     np.testing.assert_allclose(loss, expected.item(), rtol=0, atol=TOLERANCE)

@@ -1,0 +1,85 @@
+"""The configs of single methods, and the reports' grids: each variant is built at full size, as shapes."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+from flax import nnx
+from test_configs import CONFIGS, every, get, many_classes
+
+from fgvc_jax import checks
+from fgvc_jax import config as c
+from fgvc_jax import mesh as meshes
+from fgvc_jax import phases as p
+from fgvc_jax.context.models import Models, view_of
+from fgvc_jax.errors import UserError
+from fgvc_jax.images import protocols
+from fgvc_jax.phases import _training as training
+from fgvc_jax.phases._training import Length
+from fgvc_jax.train import tree
+
+# The variants of each file, and its number of classes.
+VARIANTS = {
+    "birds_backbones": (("", "resnet152", "vit_b16"), 20),
+    "report003": (
+        tuple(
+            ",".join(parts)
+            for parts in itertools.product(
+                ("resnet50", "resnext50", "efficientnet_b5", "vit", "swin_t"),
+                ("sgd", "sam"),
+                ("none",),
+                ("aircraft", "flowers", "mammalia"),
+            )
+        ),
+        100,
+    ),
+}
+ROWS = [
+    (f"{file}:{variant}".rstrip(":"), classes)
+    for file, (variants, classes) in VARIANTS.items()
+    for variant in variants
+]
+SHARED = {"finenet"}  # parts of configs, which are none themselves
+
+
+def test_every_config_is_in_a_test():
+    tested = {name.partition(":")[0] for name in every()} | set(VARIANTS) | SHARED
+    assert {path.stem for path in CONFIGS.glob("*.py")} == tested
+
+
+@pytest.mark.parametrize(("name", "classes"), ROWS)
+def test_builds_at_full_size_and_every_pattern_matches(name, classes):
+    config = protocols.apply(get(name))
+    checks.check(config)
+    assert config.model.pretrained, "the recipe starts from pretrained weights"
+    config.model.pretrained = ""  # shapes do not need them
+    mesh = meshes.make()
+    models = Models(config, Path("/nowhere"), many_classes(classes), mesh, view_of(config), 512)
+    trained = [phase for phase in p.of(config) if phase.trains]
+    assert trained and c.phases(config)[-1] == "evaluate"
+    for phase in trained:
+        specification = models.specify(phase.section)
+        params = tree.weights(nnx.eval_shape(specification.build))["params"]
+        # Raises for a pattern of frozen or faster parameters that matches nothing.
+        recipe = training.recipe(
+            phase.section, f"config.{phase.name}", params, Length(1000, phase.section.batch, 6000)
+        )
+        assert any(recipe.trains(path) for path in params)
+
+
+def test_report003_refuses_what_it_does_not_have():
+    for variant, message in {
+        "resnet50": "BACKBONE,OPTIMIZER,PLUGIN",
+        "resnet5,sgd,none": "did you mean 'resnet50'",
+        "resnet50,sgd,pum": "did you mean 'pim'",
+        "resnet50,sgd,none,cub": "Known: aircraft, flowers, mammalia",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            get(f"report003:{variant}")
+
+
+def test_report003_differs_from_row_to_row_in_what_the_row_says():
+    plain, sharp = (get(f"report003:vit,{x},none") for x in ("sgd", "sam"))
+    assert (plain.finetune.sam.rho, sharp.finetune.sam.rho) == (0.0, 0.05)
+    sharp.finetune.sam.rho = 0.0
+    assert plain == sharp
