@@ -1,10 +1,12 @@
 """MMAL-Net: the image, the object in it, and the object's strongest parts, by one net and one classifier.
 
-Zhang et al. 2020, "Multi-branch and Multi-scale Attention Learning for Fine-Grained Visual Categorization",
-arXiv 2003.09150; METHODS.md D. The whole image is classified. Where the last two maps of the net are strong
-lies the object, which is cropped to the full size and classified. On its last map the windows with the
-largest means, of several shapes and hardly overlapping, are the parts, which are cropped to half the size and
-classified too, in training. In use the object's logits count.
+The whole image is classified. Where the last two maps of the net are strong lies the object, which is cropped
+to the full size and classified. On its last map the windows with the largest means, of several shapes and
+hardly overlapping, are the parts, which are cropped to half the size and classified too, in training. In use
+the object's logits count.
+
+Source: Zhang et al. 2020, "Multi-branch and Multi-scale Attention Learning for Fine-Grained Visual
+Categorization", arXiv 2003.09150; METHODS.md D.
 """
 
 import re
@@ -139,10 +141,9 @@ class Method(Base):
         boxes = self.find_parts(features.maps)
         parts = jax.vmap(crop, (None, 1, None), 1)(objects, boxes, self.part_size)
         part_keys = jnp.stack([fold(keys, 2 + n) for n in range(self.parts)], axis=1)
-        parts = parts.reshape(
-            -1, *parts.shape[2:]
-        )  # [B * N, ...], the parts of an example together
-        _, part_logits = self.classify(parts, part_keys.reshape(-1))
+        # As one batch of B * N images, the parts of an example together.
+        parts, part_keys = parts.reshape(-1, *parts.shape[2:]), part_keys.reshape(-1)
+        _, part_logits = self.classify(parts, part_keys)
         loss, part_labels = cross_entropy(logits, labels), jnp.repeat(labels, self.parts)
         later = cross_entropy(object_logits, labels) + cross_entropy(part_logits, part_labels)
         metrics = {

@@ -1,10 +1,13 @@
 """PIM: a pyramid over several maps, whose tokens are classified one by one; the surest are put together.
 
-Chou et al. 2022, "A Novel Plug-in Module for Fine-Grained Visual Classification", arXiv 2202.03822;
-METHODS.md E. Every level of a feature pyramid has a classifier of its tokens. The tokens of which it is
-surest are selected, a small graph network combines those of all levels, and the others are taught to belong
-to no class.
+Every level of a feature pyramid has a classifier of its tokens. The tokens of which it is surest are
+selected, a small graph network combines those of all levels, and the others are taught to belong to no class.
+
+Source: Chou et al. 2022, "A Novel Plug-in Module for Fine-Grained Visual Classification", arXiv 2202.03822;
+METHODS.md E.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -158,10 +161,11 @@ class Method(Base):
         tokens = [rows * columns for rows, columns in cells.values()]
         for name, count, most in zip(self.taps, self.selects, tokens, strict=True):
             if not 1 <= count <= most:
-                side = next(n for n in range(1, count + 2) if n * n >= count)
+                size = math.ceil(math.sqrt(max(1, count))) * known[name].stride
+                larger = f"; {count} need image_size={size}" if count > most else ""
                 raise ValueError(
                     f"num_selects={count} at tap {name!r} must be 1 to {most}, the cells of its map at "
-                    f"image_size={image_size}; {count} need image_size={side * known[name].stride}"
+                    f"image_size={image_size}{larger}"
                 )
         if sum(self.selects) < GROUP:
             raise ValueError(
@@ -206,8 +210,10 @@ class Method(Base):
         return {"scores": scores, "embedding": embedding}
 
     def heads(self, images, keys=None, edit=None):
-        """Images [B, S, S, 3] -> for each level (logits [B, T, C] of its T tokens, bool [B, T], which are
-        selected), the combiner's logits [B, C], and the features [B, F] that they are of."""
+        """Images [B, S, S, 3] -> a list of levels, the combiner's logits [B, C], and its features [B, F].
+
+        Of each level: logits [B, T, C] of its T tokens, and which of them are selected, bool [B, T].
+        """
         maps = self.backbone(images, taps=self.taps, edit=edit, keys=fold(keys, 0)).maps
         pyramid = [
             level.project(maps[name]) for level, name in zip(self.levels, self.taps, strict=True)
