@@ -1,9 +1,11 @@
 """FBSD: each stage boosts its most salient strip for a branch and hides it from the next stage.
 
-Song & Yang 2021, "Feature Boosting, Suppression, and Diversification" (arXiv 2103.02782), METHODS.md C;
-the first model of report 002. Three parts: FBSM at three maps of the backbone (`Strips`); a branch for each
-boosted map; FDM, which adds to each branch what is least alike in the others (`diversify`). Four classifiers,
-one a branch and one of all; the scores are the sum of their logits.
+Three parts: FBSM at three maps of the backbone (`Strips`); a branch for each boosted map; FDM, which adds to
+each branch what is least alike in the others (`diversify`). Each branch has a classifier and all together
+have one; the scores are the sum of their logits.
+
+Source: Song & Yang 2021, "Feature Boosting, Suppression, and Diversification for Fine-Grained Visual
+Classification", arXiv 2103.02782; METHODS.md C.
 """
 
 import functools

@@ -48,4 +48,8 @@ def difference(method):
     return float(functools.reduce(max, jax.tree.leaves(apart)))
 
 
-print(json.dumps({method: difference(method) for method in small.METHODS if method in methods.names()}))
+print(
+    json.dumps(
+        {method: difference(method) for method in small.METHODS if method in methods.names()}
+    )
+)
