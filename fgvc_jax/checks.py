@@ -31,6 +31,7 @@ def check(config: ConfigDict) -> None:
     _check_model(config.model)
     if config.init.run and config.init.file:
         raise UserError("config.init.run and config.init.file are two beginnings; give one.")
+    _check_second(config)
     _check_data(config.data)
     _check_image(config.image)
 
@@ -41,6 +42,16 @@ def _check_model(model: ConfigDict) -> None:
     choose(model.param_dtype, TYPES, "config.model.param_dtype")
     if "float64" in (model.dtype, model.param_dtype) and not jax.config.jax_enable_x64:
         raise UserError("config.model: float64 needs the environment variable JAX_ENABLE_X64=1.")
+
+
+def _check_second(config: ConfigDict) -> None:
+    """Weights for a second backbone want a phase whose method has one."""
+    weights = config.model.second_pretrained
+    if weights and not any(config[p].arguments.get("second") for p in phases.trained(config)):
+        raise UserError(
+            f"config.model.second_pretrained = {weights!r}, and no phase's method has a second backbone. "
+            "'bilinear' has one where config.<phase>.arguments.second names it."
+        )
 
 
 def _check_data(data: ConfigDict) -> None:

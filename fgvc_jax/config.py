@@ -105,6 +105,9 @@ def base() -> ConfigDict:
     )  # the backbone's own, such as width; defaults from its file
     # A file, a folder, 'torchvision/resnet50.IMAGENET1K_V2', 'timm/resnet50.a1_in1k'; '' = from scratch.
     config.model.pretrained = ""
+    # The same for the second backbone of a method that has one (argument `second`); its weights' mean and
+    # deviation need not be the first one's, what else they want of images has to be.
+    config.model.second_pretrained = ""
     config.model.allow = ()  # patterns of names in which weights and backbone may differ
     config.model.dtype = "auto"  # of the computation: 'float32', 'bfloat16', 'auto' = by device
     config.model.param_dtype = "float32"  # of parameters and statistics

@@ -60,7 +60,8 @@ def run(
     """
     config = protocols.apply(phases.complete(config))
     if config.init.run or config.init.file:
-        config.model.pretrained = ""  # they bring all that it would give
+        # They bring all that these would give.
+        config.model.pretrained = config.model.second_pretrained = ""
     checks.check(config)
     folder = Path(folder).expanduser().resolve()
     sources = _sources(reuse)
@@ -168,15 +169,16 @@ def _find_inputs(config: ConfigDict) -> manifests.Manifest:
         manifest = load.read(config.data)
     except UserError as error:
         missing.append(str(error))
-    if config.model.pretrained:
+    weights = list(filter(None, (config.model.pretrained, config.model.second_pretrained)))
+    for source in weights:
         try:
-            published.find(config.model.pretrained)
+            published.find(source)
         except UserError as error:
             missing.append(str(error))
     if missing:
         raise UserError("\n".join(missing))
-    if config.model.pretrained:
-        published.locate(config.model.pretrained)
+    for source in weights:
+        published.locate(source)
     return manifest
 
 

@@ -31,7 +31,12 @@ import finenet  # noqa: E402
 
 DATA_SETS = {"cub": 200, "cars": 196, "dogs": 120, "dtd": 47, "flowers": 102}  # classes
 DATA_SETS |= {"aircraft": 100, "nabirds": 555}
+METHODS = {  # configs of other methods, and variants of theirs
+    "triplet_parts": ["", ":released"],
+    "birds_bilinear": ["", ":resnet50,vit_base_patch16_224"],
+}
 OURS = {"quickstart", "my_images", "folder_finer", "aircraft_finer", "nabirds_finer"}
+OURS |= {stem + variant for stem, variants in METHODS.items() for variant in variants}
 
 # The authors' twelve experiment files, typed from their repository (danhugo/finernet, experiments/*.yaml)
 # with what those inherit from their configs.py. An empty alpha: the comparator's backbone alone.
@@ -56,13 +61,10 @@ ROWS = [line.split() for line in RELEASED.strip().splitlines()]
 def every() -> list[str]:
     """'my_images', 'cub_finer:resnet50', 'cub_finer:resnet50:released', ..."""
     names = []
-    files = [
-        *CONFIGS.glob("*_finer.py"),
-        *(CONFIGS / f"{name}.py" for name in ("quickstart", "my_images")),
-    ]
-    for path in sorted(files):
-        variants = finenet.variants(path.stem.removesuffix("_finer"))
-        names += [f"{path.stem}:{variant}" for variant in variants] or [path.stem]
+    others = (*METHODS, "quickstart", "my_images")
+    for path in sorted([*CONFIGS.glob("*_finer.py"), *(CONFIGS / f"{name}.py" for name in others)]):
+        variants = [f":{name}" for name in finenet.variants(path.stem.removesuffix("_finer"))]
+        names += [path.stem + variant for variant in variants or METHODS.get(path.stem, [""])]
     return names
 
 
@@ -81,7 +83,7 @@ def test_every_data_set_has_its_file_and_every_row_of_the_authors_its_two_varian
     expected = {f"{data}_finer:{backbone}" for backbone, data, *_ in ROWS}
     expected |= {f"{name}:released" for name in expected}
     assert names - OURS == expected
-    assert len(names) == 29
+    assert len(names) == 33
 
 
 def test_the_variant_may_be_left_out():
@@ -91,6 +93,14 @@ def test_the_variant_may_be_left_out():
         get("cub_finer:vit_b16_383")
     with pytest.raises(UserError, match=r"no variant 'resnet50:release'; .*'resnet50:released'"):
         get("dogs_finer:resnet50:release")
+    with pytest.raises(UserError, match="variant = 'relaesed' is unknown; did you mean 'released'"):
+        get("triplet_parts:relaesed")
+    with pytest.raises(
+        UserError, match="backbone = 'resnet51' is unknown; did you mean 'resnet50'"
+    ):
+        get("birds_bilinear:resnet152,resnet51")
+    with pytest.raises(UserError, match="names 3 backbones"):
+        get("birds_bilinear:resnet50,resnet50,resnet50")
     with pytest.raises(UserError, match=r"cars_finer\.py has no variant 'vit_b16_224'"):
         get("cars_finer:vit_b16_224")  # the authors have no such row
 
@@ -198,6 +208,7 @@ def backbone_size(name: str, width: int = 64) -> int:
         return count
     return {
         "resnet50": 25_557_032 - 2_049_000,
+        "resnet152": 60_192_808 - 2_049_000,
         "vit_base_patch16_224": 86_567_656 - 769_000,
         "vit_base_patch16_384": 86_859_496 - 769_000,
     }[name]
@@ -243,14 +254,16 @@ def test_builds_at_full_size(name):
     config = get(name)
     checks.check(config)
     classes = DATA_SETS.get(name.partition("_")[0], 10)
-    config.model.pretrained = ""  # shapes do not need them
+    # Shapes do not need them.
+    config.model.pretrained = config.model.second_pretrained = ""
     models = Models(
         *(config, Path("/nowhere"), many_classes(classes), meshes.make()), view_of(config), 512
     )
-    width = {"resnet50": 2048, "resnet18": 128}.get(config.model.backbone, 768)
+    widths = {"resnet50": 2048, "resnet152": 2048, "resnet18": 128}
+    width = widths.get(config.model.backbone, 768)
     body = backbone_size(config.model.backbone, config.model.arguments.get("width", 64))
     sections = [config[phase] for phase in c.phases(config) if config[phase].kind == "train"]
-    assert len(sections) == (1 if name == "my_images" else 4)
+    assert len(sections) == {"my": 1, "triplet": 1, "birds": 2}.get(name.partition("_")[0], 4)
     for section in sections:
         specification = models.specify(section)
         assert len(specification.classes) == classes
@@ -265,17 +278,26 @@ def test_builds_at_full_size(name):
         )
         sizes = {path: int(np.prod(shape)) for path, shape in params.items()}
         assert sum(n for path, n in sizes.items() if path.startswith("backbone/")) == body
-        rest = sum(n for path, n in sizes.items() if not path.startswith("backbone/"))
+        other = sum(n for path, n in sizes.items() if path.startswith("second/"))
+        rest = sum(sizes.values()) - body - other
         if section.method == "pairs":
             hidden = 192 if width == 768 else 32
             layers = ((2 * width + 2, 192), (192, hidden), (hidden, 2), (2, 1))
             assert rest == sum(i * o + o for i, o in layers) + 2 * 192 + 2 * hidden
             assert outputs == {"scores": (2,)}
+        elif section.method == "triplet":
+            assert rest == 2048 * 128 + 128 and outputs == {"embedding": (2, 128)}
+        elif section.method == "bilinear":
+            maps = [2048, *([768] if section.arguments.second else [])]
+            assert other == (backbone_size("vit_base_patch16_224") if len(maps) > 1 else 0)
+            assert rest == sum(512 * c + 512 for c in maps) + 512 * 512 * 10 + 10
+            assert outputs == {"scores": (2, 10), "embedding": (2, sum(maps))}
         else:
             assert params["head/kernel"] == (width, 10) and rest == width * 10 + 10
             assert outputs == {"scores": (2, 10), "embedding": (2, width)}
         for pattern in section.optimizer.freeze:
-            assert sum(n for p, n in sizes.items() if tree.matches([pattern], p)) == body
+            frozen = other if pattern.startswith("second") else body
+            assert sum(n for p, n in sizes.items() if tree.matches([pattern], p)) == frozen > 0
 
 
 # Small, for real
@@ -283,12 +305,12 @@ def test_builds_at_full_size(name):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Eight classes of noise: nine images of each in train, one in test."""
+    """Eight classes of noise: nine images of each in train, two in test."""
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
     for label in range(8):
-        for number in range(10):
-            path = root / ("test" if number == 9 else "train") / f"kind {label}" / f"{number}.png"
+        for number in range(11):
+            path = root / ("test" if number >= 9 else "train") / f"kind {label}" / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (36, 40, 3), np.uint8)).save(path)
     return root
@@ -304,7 +326,7 @@ def shrunk(name: str, root: Path):
     config = get(name)
     config.data.root, config.data.canvas = str(root), 40
     config.data.source = "digits" if name == "quickstart" else "folder"
-    config.model.pretrained = ""
+    config.model.pretrained = config.model.second_pretrained = ""
     config.image.size = config.image.resize = 32
     config.image.crop_scale = (0.3, 1.0)
     config.log.tensorboard = False
@@ -322,6 +344,13 @@ def shrunk(name: str, root: Path):
             section.length = section.validation.every = "1 steps"
             section.batch = 4
             section.schedule.warmup = "0 steps"  # else the one step has rate 0
+            if section.arguments.get("second"):
+                section.arguments.second = "resnet18"
+                section.arguments.second_arguments = (("width", 4), ("depths", (1, 1, 1, 1)))
+            if (
+                section.method == "triplet"
+            ):  # two classes a batch; two images a class to validate on
+                section.sampler.images_per_class, config.data.val_fraction = 2, 0.25
             # The same in all variants, which then share what is compiled.
             section.optimizer.learning_rate = 0.1 if phase in ("finetune", "control") else 0.01
         elif "batch" in section:
@@ -362,10 +391,24 @@ def test_runs_one_step_of_each_phase(name, photos, earlier, compiled_quickly, tm
     assert tuple(results) == c.phases(config)
     trained = [phase for phase in results if config[phase].kind == "train"]
     assert all(results[phase]["steps"] == 1 for phase in trained)
+    if name.startswith("triplet"):
+        (row,) = results["evaluate"]["retrieval"]
+        assert {"knn1", "knn5", "centroid", "probe", "nmi", "map@r"} <= row["test"].keys()
+        assert (tmp_path / "finetune/embeddings/step_000000.npz").exists()
+        return
     rows = [row["name"] for row in results["evaluate"]["rows"]]
     expected = [phase for phase in trained if phase != "pairs"]
-    assert rows[2:] == expected + ["retrain, re-ranked"] * (name != "my_images")
-    if name == "my_images":
+    assert rows[2:] == expected + ["retrain, re-ranked"] * ("mine" in config)
+    if name.startswith("birds"):  # the second phase goes on from the first, whose nets were frozen
+        (p1, _), (p2, _) = (weights(tmp_path, x) for x in trained)
+        begun = load_specification(tmp_path / "head" / "model.json").build(config.seed)
+        for path, value in tree.weights(begun)["params"].items():
+            nets = path.startswith(("backbone/", "second/"))
+            assert np.array_equal(p1[path], value) == nets, path
+        moved = {path.partition("/")[0] for path in p1 if not np.array_equal(p1[path], p2[path])}
+        assert {"backbone", "head"} <= moved and ("second" in moved) == (":" in name)
+        return
+    if "mine" not in config:
         return
     searched = min(config.mine.top_classes or 7, 8 if config.data.source == "folder" else 10)
     mined = results["mine"]["train"]["pairs"]

@@ -23,6 +23,9 @@ VARIANTS = {
     "aircraft_cmal": (("", "released"), 100),
     "aircraft_fbsd": (("", "released"), 100),
     "birds_backbones": (("", "resnet152", "vit_b16"), 20),
+    "cub_mmal": (("", "released"), 200),
+    "competition_mmal": (("", "released"), 100),
+    "cub_pim": (("", "released"), 200),
     "report003": (
         tuple(
             ",".join(parts)
@@ -107,3 +110,43 @@ def test_fbsd_and_cmal_as_released():
     assert (released.schedule.name, released.schedule.period) == ("oscillating", "400 steps")
     assert released.arguments.to_dict() == fbsd.arguments.to_dict() | {"strip_norm": "per_strip"}
     assert get("aircraft_cmal:released").finetune.schedule.name == "cosine"
+
+
+def test_mmal_and_pim_as_released():
+    """METHODS.md D.4 and E.4; the parts of theirs that ours leaves are the same in both variants."""
+    for name in ("cub_mmal", "competition_mmal"):
+        ours, released = get(name), get(f"{name}:released")
+        section = released.finetune
+        assert (section.batch, section.length, section.optimizer.learning_rate) == (
+            *(6, "200 epochs"),
+            1e-3,
+        )
+        assert (section.schedule.name, section.schedule.drops, section.schedule.factor) == (
+            "step",
+            ("60 epochs", "100 epochs"),
+            0.1,
+        )
+        assert section.optimizer.weight_decay == 1e-4 and not section.optimizer.no_decay
+        assert tuple(released.image.jitter) == (0.2, 0.2, 0.0, 0.0)
+        assert ours.finetune.arguments == section.arguments
+    assert get("cub_mmal").finetune.arguments.windows == "cub"
+    assert get("competition_mmal").finetune.arguments.windows == "cars"
+    ours, released = get("cub_pim"), get("cub_pim:released")
+    section = released.finetune
+    assert (section.batch, section.accumulate, section.length) == (32, 2, "50 epochs")
+    assert section.schedule.warmup == "400 steps"  # their 800 are of half a batch
+    optimizer = section.optimizer
+    assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.nesterov) == (
+        *(5e-4, 5e-4),
+        True,
+    )
+    assert not optimizer.no_decay and ours.finetune.optimizer.no_decay
+    assert tuple(section.arguments.num_selects) == (2048, 512, 128, 32)
+    assert ours.finetune.arguments == section.arguments
+    image = protocols.apply(released).image
+    assert (image.size, tuple(image.squash), image.blur, image.sharpen) == (
+        384,
+        (510, 510),
+        0.1,
+        0.1,
+    )

@@ -106,6 +106,23 @@ class Backbone(nnx.Module):
         pooled, class_token = self.forward(images_BHWC.astype(self.dtype), record, keys)
         return Features(record.maps, pooled, class_token)
 
+    def map_sizes(self, image_size: int, taps: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """(height, width) in cells of the maps at these taps, for images of this side; traced on shapes.
+
+        Raises:
+          UserError: for an image size or a tap that does not fit.
+        """
+        graphdef, state = nnx.split(self)
+
+        def maps(state, images) -> dict[str, jax.Array]:
+            backbone = nnx.merge(graphdef, state)
+            backbone.eval()
+            return backbone(images, taps).maps
+
+        images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+        found = jax.eval_shape(maps, nnx.to_pure_dict(state), images)
+        return {name: found[name].shape[1:3] for name in taps}
+
     def _check_size(self, name: str, height: int, width: int) -> None:
         if min(height, width) < self.smallest:
             raise UserError(

@@ -146,6 +146,7 @@ class EfficientNet(Backbone):
             imagenet(image_size, crop_fraction, "bicubic"),
             default_taps=("layer2", "layer3", "layer5", "layer7"),  # the last of each stride
             cam_tap="head",
+            pyramid_taps=("layer4", "layer5", "layer6", "layer7"),
         )
 
     def forward(self, x_BHWC: jax.Array, record: Recorder, keys=None) -> tuple[jax.Array, None]:

@@ -42,6 +42,7 @@ class Info:
       width: length of the pooled vector.
       default_taps: the four taps read when none are named, shallow to deep (a net of fewer blocks
         has fewer).
+      pyramid_taps: those that a top-down pyramid over the net reads, shallow to deep (METHODS.md E.1).
       cam_tap: the deepest tap whose every cell still reaches `pooled`, for Grad-CAM.
     """
 
@@ -51,6 +52,7 @@ class Info:
     preprocessing: Preprocessing
     default_taps: tuple[str, ...] = ("layer1", "layer2", "layer3", "layer4")
     cam_tap: str = "layer4"
+    pyramid_taps: tuple[str, ...] = ("layer1", "layer2", "layer3", "layer4")
 
 
 class Features(NamedTuple):

@@ -15,7 +15,7 @@ from fgvc_jax.backbones.base import (
     require,
     sides,
 )
-from fgvc_jax.backbones.features import Info, Recorder, imagenet, stage_taps, wide
+from fgvc_jax.backbones.features import Info, Recorder, Tap, imagenet, stage_taps, wide
 from fgvc_jax.errors import choose
 from fgvc_jax.layers import remat
 from fgvc_jax.layers.attention import Attention, Mlp, linear
@@ -216,7 +216,8 @@ class Swin(Backbone):
     """Swin Transformer. Takes images whose sides are any multiples of 4.
 
     Taps: 'layer1' to 'layer4', each after the last block of its stage and before the next one's
-    patch merging (strides 4, 8, 16, 32), and 'layer1/0', 'layer1/1', ... after the earlier blocks.
+    patch merging (strides 4, 8, 16, 32), 'layer1/0', 'layer1/1', ... after the earlier blocks, and
+    'merged1' to 'merged3' after the patch merging that follows each stage (strides 8, 16, 32).
     `pooled` is the mean over the cells of layer4 after the final norm.
 
     Args:
@@ -285,17 +286,20 @@ class Swin(Backbone):
             self.conventions_agree &= not any(length % window for length in size)
             drops = [next(rates) for _ in range(depth)]
             stages.append(Stage(channels, drops, heads[i], window, size, convention, i > 0, **kw))
+            if i > 0:
+                taps.append(Tap(f"merged{i}", channels, stride))
             taps += stage_taps(i + 1, depth, channels, stride)
         self.layers = nnx.List(stages)
         self.norm = layer_norm(channels, EPSILON, **kw)
         wants = imagenet(max(sides(image_size)), crop_fraction, "bicubic")
-        return Info(name, tuple(taps), channels, wants)
+        pyramid = ("merged1", "merged2", "merged3", "layer4")
+        return Info(name, tuple(taps), channels, wants, pyramid_taps=pyramid)
 
     def forward(self, x_BHWC: jax.Array, record: Recorder, keys=None) -> tuple[jax.Array, None]:
         number = 0
         x = self.patch_norm(self.patch_embed(x_BHWC))
         for stage in self.layers:
-            x = x if stage.downsample is None else stage.downsample(x)
+            x = x if stage.downsample is None else record(stage.downsample(x))
             for block in stage.blocks:
                 x = record(remat.call(self.remat, block, x, fold(keys, number)))
                 number += 1

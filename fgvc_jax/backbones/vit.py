@@ -155,6 +155,7 @@ class ViT(Backbone):
             Preprocessing(image_size, mean, std, crop_fraction, "bicubic"),
             default_taps=tuple(dict.fromkeys(names[i] for i in quarters)),
             cam_tap=("embed", *names)[depth - 1],
+            pyramid_taps=tuple(names[-4:]),
         )
 
     def forward(

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -53,7 +54,7 @@ class Models:
             backbone=settings.backbone,
             backbone_arguments=self._backbone_arguments,
             method=_absolute(section.method),
-            method_arguments=section.arguments.to_dict(),
+            method_arguments=self._method_arguments(section.arguments.to_dict()),
             classes=self.manifest.classes,
             class_ids=self.manifest.ids,
             view=self.view,
@@ -68,6 +69,29 @@ class Models:
         """Once: every phase specifies its model several times, and the file of weights is asked each time."""
         return backbone_arguments(self.config)
 
+    def _method_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The method's, and for a second backbone, where they are the usual ones, what its weights want."""
+        name, source = arguments.get("second"), self.config.model.second_pretrained
+        if not (name and source):
+            return arguments
+        own, wants = self._second_wants(name, tuple(arguments["second_arguments"]))
+        filled = {"second_arguments": tuple(own.items())}
+        unchanged = {"second_scale": (1.0,) * 3, "second_shift": (0.0,) * 3}
+        if all(tuple(arguments[key]) == value for key, value in unchanged.items()):
+            # (pixel - mean) / std in the view's numbers, turned into the second one's.
+            mean, std = np.array(self.view.mean), np.array(self.view.std)
+            filled["second_scale"] = tuple((std / wants.std).tolist())
+            filled["second_shift"] = tuple(((mean - wants.mean) / wants.std).tolist())
+        return arguments | filled
+
+    @functools.cache  # noqa: B019  as `_backbone_arguments`; there is one of this class a run
+    def _second_wants(self, name: str, given: tuple) -> tuple[dict[str, Any], Preprocessing]:
+        """(arguments, preprocessing) of a second backbone, from the file of its weights."""
+        source = self.config.model.second_pretrained
+        own = wanted_arguments(name, source) | dict(given)
+        net = abstract_net(self.config, name, own, "arguments.second_arguments")
+        return own, preprocessing_of(net, source, allow=self.config.model.allow)[0]
+
     def starting_model(self, specification: Specification) -> nnx.Module:
         """The model before any training: an earlier run's, pretrained, or from scratch."""
         module, init = specification.build(self.config.seed), self.config.init
@@ -75,8 +99,13 @@ class Models:
             return transfer.from_run(module, specification, init.run, self.mesh)
         if init.file:
             return transfer.from_file(module, specification, init.file)
-        if self.config.model.pretrained:
-            pretrained = self._pretrained
+        pretrained = dict(self._pretrained) if self.config.model.pretrained else {}
+        if self.config.model.second_pretrained and module.second is not None:
+            own = specification.method_arguments
+            where = "arguments.second_arguments"
+            net = abstract_net(self.config, own["second"], dict(own["second_arguments"]), where)
+            pretrained |= self._load("second", net, self.config.model.second_pretrained)
+        if pretrained:
             static, params, batch_stats = tree.split(module)
 
             def take(ours: tree.Flat) -> tree.Flat:
@@ -89,13 +118,16 @@ class Models:
     @functools.cached_property
     def _pretrained(self) -> tree.Flat:
         """Read when a phase starts from it, not before."""
-        settings = self.config.model
         backbone = abstract_backbone(self.config)
-        _, report = load_pretrained(backbone, settings.pretrained, allow=settings.allow)
+        return self._load("backbone", backbone, self.config.model.pretrained)
+
+    def _load(self, part: str, net: nnx.Module, source: str) -> tree.Flat:
+        """The arrays of a file of weights, by their path in a model where the net is this part."""
+        _, report = load_pretrained(net, source, allow=self.config.model.allow)
         log.info(report.text)
-        arrays = tree.weights(backbone)
+        arrays = tree.weights(net)
         arrays = arrays["params"] | arrays["batch_stats"]
-        return {f"backbone/{path}": x for path, x in arrays.items() if path in report.used}
+        return {f"{part}/{path}": x for path, x in arrays.items() if path in report.used}
 
     def predictor(self, static: tree.Static, random: bool = False) -> Callable:
         """The jitted forward pass of a module in eval mode; see `fgvc_jax.train.step.predict_step`."""
@@ -146,24 +178,29 @@ def abstract_backbone(config: ConfigDict) -> nnx.Module:
     Raises:
       UserError: arguments or an image size that make no backbone.
     """
-    settings, arguments = config.model, backbone_arguments(config)
+    name, arguments = config.model.backbone, backbone_arguments(config)
+    return abstract_net(config, name, arguments, "config.model.arguments")
+
+
+def abstract_net(
+    config: ConfigDict, name: str, arguments: dict[str, Any], where: str
+) -> nnx.Module:
+    """As `abstract_backbone`, of any name and arguments; `where` these stand."""
 
     def make() -> nnx.Module:
         return backbones.create(
-            settings.backbone,
+            name,
             image_size=config.image.size,
             rngs=nnx.Rngs(0),
             dtype=dtype_of(config),
-            param_dtype=jnp.dtype(settings.param_dtype),
+            param_dtype=jnp.dtype(config.model.param_dtype),
             **arguments,
         )
 
     try:
         backbone = nnx.eval_shape(make)
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"config.model.arguments = {arguments} make no {settings.backbone}: {error}"
-        ) from error
+        raise UserError(f"{where} = {arguments} make no {name}: {error}") from error
     backbone.eval()
     return backbone
 

@@ -57,14 +57,20 @@ class Method(nnx.Module):
       takes_mixed_labels: its loss takes batch['partner'] int32 [B] and batch['share'] float32 [B], see
         `fgvc_jax.images.mix`; without, mixup and CutMix are refused.
       images_per_example: V; with V > 1, batch['image'] is [B, V, S, S, 3].
+      compares_examples: its loss compares the examples of a batch with each other. Accumulation and
+        `sam.groups`, which would hand it parts of the batch, are refused then.
+      second: a second backbone, or None; its weights are `config.model.second_pretrained`. The method makes
+        it itself, from its arguments `second` (the name) and `second_arguments`.
     """
 
     evaluator: ClassVar[str] = "classify"
     trains_on: ClassVar[str] = "images"
     takes_mixed_labels: ClassVar[bool] = False
     images_per_example: ClassVar[int] = 1
+    compares_examples: ClassVar[bool] = False
 
     backbone: nnx.Module
+    second: nnx.Module | None = None
 
     @property
     def updates(self) -> tuple[Callable[[Batch, Carry, Context], tuple], ...]:

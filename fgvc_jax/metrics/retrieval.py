@@ -1,4 +1,4 @@
-"""Retrieval metrics of embeddings: Recall@K, R-Precision and MAP@R (Musgrave et al. 2020), and NMI.
+"""Retrieval metrics of embeddings: Recall@K, R-Precision and MAP@R (Musgrave et al. 2020), cosines, NMI.
 
 A query's references are the gallery items other than itself, R of them of its own class. References are
 ranked by similarity, equal ones by the lower index.
@@ -92,6 +92,42 @@ def retrieval(
         "map@r": float(np.concatenate(averages).mean()),
         "count": len(asked),
         "excluded": len(labels_N) - len(asked),
+    }
+
+
+def mean_cosines(embeddings_ND: ArrayLike, labels_N: ArrayLike) -> dict[str, float | None]:
+    """How near images lie: the mean cosine over pairs i < j.
+
+    From the sums of the unit vectors of each class, in N D operations.
+
+    Args:
+      embeddings_ND: any float dtype; computed in float64. A vector of zeros has cosine 0 with everything.
+      labels_N: int, only compared.
+
+    Returns:
+      `cosine_same` over pairs of one class, `cosine_other` over pairs of different classes; None where
+      there is no such pair.
+
+    Raises:
+      UserError: shapes that do not fit.
+    """
+    embeddings_ND, labels_N = _checked(embeddings_ND, labels_N, "query")
+    unit_ND = embeddings_ND.astype(np.float64)
+    length_N1 = np.linalg.norm(unit_ND, axis=1, keepdims=True)
+    unit_ND = np.divide(unit_ND, length_N1, out=np.zeros_like(unit_ND), where=length_N1 > 0)
+    order = np.argsort(labels_N, kind="stable")
+    starts = np.flatnonzero(np.diff(labels_N[order], prepend=labels_N[order[0]] - 1))
+    sums_CD = np.add.reduceat(unit_ND[order], starts)
+    counts_C = np.diff(starts, append=len(labels_N))
+    # |sum|^2 has each pair twice, and each vector with itself.
+    itself = np.square(unit_ND).sum()
+    same = (np.square(sums_CD).sum() - itself) / 2
+    every = (np.square(sums_CD.sum(0)).sum() - itself) / 2
+    pairs = int((counts_C * (counts_C - 1) // 2).sum())
+    others = len(labels_N) * (len(labels_N) - 1) // 2 - pairs
+    return {
+        "cosine_same": float(same / pairs) if pairs else None,
+        "cosine_other": float((every - same) / others) if others else None,
     }
 
 

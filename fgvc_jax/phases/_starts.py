@@ -22,6 +22,7 @@ from fgvc_jax.train.predict import predict_all
 log = logging.getLogger(__name__)
 
 HEADS = ("keep", "fresh", "means")
+NETS = ("backbone/", "second/")  # all else is the head
 BATCH_NORMS = ("keep", "estimate")
 
 Weights = dict[str, tree.Flat]  # {'params', 'batch_stats'}
@@ -61,7 +62,7 @@ def weights(
     taken = 0
     for kind, arrays in source.items():
         for path, value in arrays.items():
-            if path in ours[kind] and (path.startswith("backbone/") or init.head == "keep"):
+            if path in ours[kind] and (path.startswith(NETS) or init.head == "keep"):
                 ours[kind][path] = value
                 taken += 1
     fresh = sum(map(len, ours.values())) - taken

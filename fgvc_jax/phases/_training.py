@@ -96,6 +96,8 @@ def defaults() -> ConfigDict:
     section.validation.every = "1 epochs"  # with a checkpoint each
     section.validation.early_stopping = 0  # evaluations without a better one; 0 = never
     section.validation.keep_every = ""  # checkpoints kept besides best and latest, as '10 epochs'
+    # Embeddings of all splits written after these lengths, as ('0 epochs', '1 epochs'), to be looked at.
+    section.validation.embeddings = ()
     return section
 
 
@@ -187,8 +189,9 @@ def _wrap(section: ConfigDict, trainable: list[str]) -> Callable[[Callable], Cal
 
 
 def freezes_backbone(section: ConfigDict) -> bool:
-    """Whether no gradient goes through the backbone."""
-    return tree.matches(section.optimizer.freeze, "backbone/x")
+    """Whether no gradient goes through the backbone, nor through a second one."""
+    parts = ("backbone", "second") if section.arguments.get("second") else ("backbone",)
+    return all(tree.matches(section.optimizer.freeze, f"{part}/x") for part in parts)
 
 
 def mixes(section: ConfigDict) -> bool:
@@ -277,8 +280,9 @@ def check(section: ConfigDict, where: str) -> None:
             lengths.terms(_get(section, key), f"{where}.{key}")
     if not any(number for number, _ in lengths.terms(schedule.period, f"{where}.schedule.period")):
         raise UserError(f"{where}.schedule.period = {schedule.period!r}; it must be above 0.")
-    for text in schedule.drops:
-        lengths.terms(text, f"{where}.schedule.drops")
+    for key in ("schedule.drops", "validation.embeddings"):
+        for text in _get(section, key):
+            lengths.terms(text, f"{where}.{key}")
 
 
 def _get(section: ConfigDict, key: str):

@@ -20,6 +20,7 @@ from fgvc_jax.context.models import Models
 from fgvc_jax.context.run import Run
 from fgvc_jax.data import feed
 from fgvc_jax.errors import UserError
+from fgvc_jax.files import atomic
 from fgvc_jax.mining import pairs as mined
 from fgvc_jax.phases import _starts as starts
 from fgvc_jax.phases import _training as training
@@ -94,6 +95,14 @@ class Phase(Base):
                 f"{where}.mix: the loss of method {section.method!r} takes no mixed labels. Set mix.mixup "
                 "and mix.cutmix to 0."
             )
+        parts = section.accumulate * section.sam.groups
+        if parts > 1 and self.method.compares_examples:
+            raise UserError(
+                f"{where}: the loss of method {section.method!r} compares the examples of a batch with each "
+                f"other, and accumulate x sam.groups = {section.accumulate} x {section.sam.groups} would "
+                f"show it {parts} parts of {section.batch // parts} examples, one after the other. Set both "
+                "to 1; where memory is short, config.model.remat=True or a smaller batch."
+            )
 
     def _check_images(self, data: Data) -> None:
         evaluators.get(self.method.evaluator).check(data.manifest)
@@ -115,6 +124,7 @@ class Phase(Base):
         passes = length.steps * section.batch * self._passes_an_example(models)
         every = max(1, length.of(section.validation.every, self._key("validation.every")))
         forward = validation * max(1, round(length.steps / every))
+        forward += len(section.validation.embeddings) * sum(sizes.values())
         expected = {"images": images, "passes": passes / 3}
         return Cost(images, forward, length.steps, passes + forward, expected)
 
@@ -134,11 +144,7 @@ class Phase(Base):
         _, program, _ = self._build(models, data, length)
         images = self.method.images_per_example
         batch = batch_of(data.mesh, section.batch, images, data.canvas, label=jnp.int32)
-        if section.init.head == "means" and "head/kernel" not in program.state["params"]:
-            raise UserError(
-                f"{where}.init.head = 'means' makes a linear layer called head, and method "
-                f"{section.method!r} has none. Use 'keep' or 'fresh'."
-            )
+        self._check_embedding(program, data, models)
         try:
             program.trace(batch)
         except (TypeError, ValueError, ZeroDivisionError) as error:
@@ -146,6 +152,28 @@ class Phase(Base):
                 f"{where}: method {section.method!r} cannot train {models.config.model.backbone} at "
                 f"config.image.size = {models.view.size}: {error}"
             ) from error
+
+    def _check_embedding(self, program: Program, data: Data, models: Models) -> None:
+        """Raises UserError where something reads embeddings that the method does not give, or otherwise."""
+        section, params, means = self.section, program.state["params"], "head/kernel"
+        reads_means = section.init.head == "means"
+        if not (reads_means or section.validation.embeddings):
+            return
+        batch = batch_of(data.mesh, section.batch, 1, data.canvas)
+        outputs = models.predictor(program.eval_static).eval_shape(
+            params, program.state["batch_stats"], batch["pixels"], batch["sizes"], np.uint32(0), 0
+        )
+        width = outputs["embedding"].shape[1] if "embedding" in outputs else 0
+        if reads_means and (not width or means not in params or params[means].shape[0] != width):
+            raise UserError(
+                f"{self._key('init.head')} = 'means' makes a linear layer called head on the embedding, and "
+                f"method {section.method!r} has none. Use 'keep' or 'fresh'."
+            )
+        if section.validation.embeddings and not width:
+            raise UserError(
+                f"{self._key('validation.embeddings')}: method {section.method!r} gives no embedding of an "
+                "image. Leave it empty."
+            )
 
     def run(self, run: Run, data: Data, models: Models) -> Result:
         """Trains, resuming from the latest checkpoint of this phase if there is one.
@@ -170,6 +198,7 @@ class Phase(Base):
             evaluate=max(1, length.of(section.validation.every, self._key("validation.every"))),
             log=max(1, length.of(self.config.log.every, "config.log.every")),
             keep=length.of(keep, self._key("validation.keep_every")) if keep else 0,
+            embed=self._embedding_steps(length),
         )
         if run.main:
             models.specify(section).save(folder / "model.json")
@@ -197,6 +226,7 @@ class Phase(Base):
                         batches,
                         milestones=milestones,
                         evaluate=self._validator(program, run, data, models),
+                        embed=self._embedder(program, run, data, models),
                         checkpoints=checkpoints,
                         tracker=Tracker(progress, seconds, writer),
                         stop=run.stop,
@@ -297,6 +327,41 @@ class Phase(Base):
             return {k: v for k, v in found.items() if v is not None and np.isfinite(v)}
 
         return evaluate
+
+    def _embedding_steps(self, length: Length) -> frozenset[int]:
+        """The steps after which embeddings are written."""
+        steps = set()
+        for text in self.section.validation.embeddings:
+            step = length.of(text, self._key("validation.embeddings"))
+            if step > length.steps:
+                log.info("  no embeddings after %s: the phase has %s steps", text, length.steps)
+            else:
+                steps.add(step)
+        return frozenset(steps)
+
+    def _embedder(
+        self, program: Program, run: Run, data: Data, models: Models
+    ) -> Callable[[int, State], None]:
+        """(steps done, state) -> embeddings/step_000012.npz, for every split <split>_embedding and _label.
+
+        They are written for people to look at; nothing reads them.
+        """
+        predict = models.predictor(program.eval_static)
+
+        def embed(step: int, state: State) -> None:
+            arrays = {}
+            for split in data.sizes:
+                batches = data.whole(split, self.section.batch)
+                found = predict_all(predict, state.get("ema", state), batches)["embedding"]
+                arrays[f"{split}_embedding"] = found.astype(np.float32)
+                arrays[f"{split}_label"] = data.labels(split)
+            if run.main:
+                folder = run.directory(self.name) / "embeddings"
+                folder.mkdir(exist_ok=True)
+                with atomic(folder / f"step_{step:06d}.npz") as file:
+                    np.savez(file, **arrays)
+
+        return embed
 
     def _key(self, key: str) -> str:
         return f"config.{self.name}.{key}"

@@ -47,12 +47,11 @@ def _one(results: Results, manifest: Manifest) -> list[str]:
     for result in results.values():
         if "rows" in result:
             told += tables.table(result["rows"], list(manifest.splits))
-        for key, names in (
-            ("retrieval", ("recall@1", "map@r")),
-            ("verification", ("auroc", "accuracy")),
-        ):
-            if key in result:
-                told += tables.plain_table(result[key], ["val", "test"], names)
+        if "retrieval" in result:
+            told += tables.retrieval_table(result["retrieval"])
+        if "verification" in result:
+            names = ("auroc", "accuracy")
+            told += tables.plain_table(result["verification"], ["val", "test"], names)
         if "comparison" in result:
             told += tables.verdict(result["comparison"])
     for result in results.values():
@@ -66,17 +65,29 @@ def _one(results: Results, manifest: Manifest) -> list[str]:
 
 
 def over_seeds(runs: list[Results], note: str = "") -> list[str]:
-    """Mean and standard deviation of top-1 over seeds, and in how many of them the pipeline is better."""
-    evaluations = [r for results in runs for r in results.values() if "rows" in r]
-    told = [f"mean and standard deviation over {len(runs)} seeds{note}, top-1 in percent:"]
-    for name in [row["name"] for row in evaluations[0]["rows"]]:
-        rows = [row for e in evaluations for row in e["rows"] if row["name"] == name]
-        cells = []
-        for split in ("val", "test"):
-            top1 = [100 * row[split]["top1"] for row in rows if split in row]
-            if len(top1) > 1:
-                cells.append(f"{split} {np.mean(top1):6.2f} +- {np.std(top1, ddof=1):.2f}")
-        told.append(f"  {name:<32}{'    '.join(cells)}")
+    """Mean and standard deviation of top-1 or Recall@1 over seeds; in how many the pipeline is better."""
+    evaluations = [r for results in runs for r in results.values()]
+    told = []
+    for kind, metric, title in (
+        ("rows", "top1", "top-1"),
+        ("retrieval", "recall@1", "Recall@1"),
+    ):
+        every = [row for e in evaluations for row in e.get(kind, ())]
+        if every:
+            told.append(
+                f"mean and standard deviation over {len(runs)} seeds{note}, {title} in percent:"
+            )
+        for name in dict.fromkeys(row["name"] for row in every):
+            cells = []
+            for split in ("val", "test"):
+                values = [
+                    100 * row[split][metric]
+                    for row in every
+                    if row["name"] == name and split in row
+                ]
+                if len(values) > 1:
+                    cells.append(f"{split} {np.mean(values):6.2f} +- {np.std(values, ddof=1):.2f}")
+            told.append(f"  {name:<32}{'    '.join(cells)}")
     found = [e["comparison"] for e in evaluations if "comparison" in e]
     if found:
         better = sum(map(tables.is_better, found))

@@ -108,6 +108,46 @@ def plain_table(rows: Sequence[Row], splits: Sequence[str], names: Sequence[str]
     return lines
 
 
+def retrieval_table(rows: Sequence[Row]) -> list[str]:
+    """A line for each row and split: images of the split among themselves, then with train as gallery.
+
+    Args:
+      rows: as `fgvc_jax.evaluators.retrieve.final` gives them. What no row has gets no column; cosines are
+        means over pairs of one class and of different classes, all else is in percent.
+    """
+    splits = ("val", "test", "last_val", "last_test")
+    lines = [(row, split) for row in rows for split in splits if row.get(split)]
+    found = {name: None for row, split in lines for name in row[split]}
+    knn = {name: (f"{name[3:]}-NN", _percent) for name in found if name.startswith("knn")}
+    columns = {name: shown for name, shown in (_RETRIEVAL | knn).items() if name in found}
+    told = [f"  {'':<32}" + "".join(f"{title:>10}" for title, _ in columns.values())]
+    for row, split in lines:
+        name = f"{row['name']}, {split.removeprefix('last_')}"
+        cells = [shown(row[split], key) for key, (_, shown) in columns.items()]
+        name += ", last epoch" if split.startswith("last_") else ""
+        told.append(f"  {name:<32}" + "".join(f"{cell:>10}" for cell in cells))
+    return told
+
+
 def _percent(metrics: Mapping[str, Any] | None, key: str) -> str:
     value = (metrics or {}).get(key)
     return "-" if value is None else f"{100 * value:.2f}"
+
+
+def _number(metrics: Mapping[str, Any] | None, key: str) -> str:
+    value = (metrics or {}).get(key)
+    return "-" if value is None else f"{value:.3f}"
+
+
+# Of a row of retrieval: metric -> (title, how it is printed).
+_RETRIEVAL = {
+    "recall@1": ("recall@1", _percent),
+    "recall@8": ("recall@8", _percent),
+    "r_precision": ("R-prec.", _percent),
+    "map@r": ("MAP@R", _percent),
+    "nmi": ("NMI", _percent),
+    "cosine_same": ("cos same", _number),
+    "cosine_other": ("cos other", _number),
+    "centroid": ("centroid", _percent),
+    "probe": ("probe", _percent),
+}

@@ -31,6 +31,7 @@ class Milestones(NamedTuple):
       evaluate: validation and a checkpoint at its multiples and at the end.
       log: a line of metrics at its multiples.
       keep: a checkpoint at its multiples too; 0 = none.
+      embed: where embeddings are written, 0 for before the first step.
     """
 
     first: int
@@ -38,6 +39,7 @@ class Milestones(NamedTuple):
     evaluate: int
     log: int
     keep: int = 0
+    embed: frozenset[int] = frozenset()
 
 
 class Tracker(NamedTuple):
@@ -59,6 +61,7 @@ def fit(
     tracker: Tracker,
     stop: Stop,
     patience: Patience = NEVER,
+    embed: Callable[[int, State], None] = lambda step, state: None,
 ) -> State:
     """Trains to the last milestone, or to an early stop, and returns the last state.
 
@@ -66,13 +69,15 @@ def fit(
       state: at `milestones.first`; its buffers are given away.
       step_function: (state, batch) -> (state, metrics).
       evaluate: state -> metrics of validation with the key 'selection', or None where there is none.
+      embed: (steps done, state) -> None. It comes before the checkpoint of its step, so that no resumed run
+        lacks what it writes.
 
     Raises:
       UserError: a loss or gradient that is not finite, with the steps and the last good checkpoint.
       Interrupted: after a signal, when the state has been saved.
     """
     progress, seconds, writer = tracker
-    first_step, total_steps, eval_every, log_every, keep_every = milestones
+    first_step, total_steps, eval_every, log_every, keep_every, embed_at = milestones
     window: list[tuple[int, dict[str, float]]] = []
     waited, worked = seconds.data_wait, seconds.steps  # when the window began
     pending: tuple[int, dict] | None = None
@@ -104,6 +109,9 @@ def fit(
         state["plateau"], patience
     ):  # it had stopped early before it was interrupted
         return state
+    if first_step == 0 and 0 in embed_at:
+        with seconds.measure("evaluate"):
+            embed(0, state)
     for number in range(first_step + 1, total_steps + 1):
         with seconds.measure("data_wait"):
             batch = next(batches)
@@ -121,6 +129,9 @@ def fit(
                 read()
         if number % log_every == 0 or evaluating or stopping:
             log()
+        if number in embed_at:
+            with seconds.measure("evaluate"):
+                embed(number, state)
         if evaluating:
             with seconds.measure("evaluate"):
                 scores = evaluate(state)

@@ -55,6 +55,9 @@ def test_info_says_what_comes_out(backbone, images):
         assert everything.maps[tap.name].shape == (2, side, side, tap.channels)
     assert everything.pooled.shape == (2, info.width)
     assert info.cam_tap in names
+    assert sorted(info.pyramid_taps, key=names.index) == list(info.pyramid_taps)
+    sizes = backbone.map_sizes(SIZE, names)
+    assert sizes == {name: everything.maps[name].shape[1:3] for name in names}
     hash(info)  # static in a jitted function
 
 

@@ -234,9 +234,9 @@ def test_a_method_that_retrieves_is_judged_on_classes_that_it_has_not_seen(tmp_p
     labels = np.array(list(splits["test"].values()))
     embedding = np.load(tmp_path / "run/evaluate/finetune/test/embedding.npy")
     assert embedding.shape[0] == len(labels)
-    assert row["test"] == retrieval(embedding, labels)
+    assert row["test"].items() >= retrieval(embedding, labels).items()
     assert row["test"]["recall@1"] > 0.3  # by chance it is a fifth
-    assert any("test recall@1" in line for line in caplog.messages)
+    assert any(line.startswith("  finetune, test   ") for line in caplog.messages)
     assert results["finetune"]["validation"]["best"]["selection"] == pytest.approx(
         results["finetune"]["validation"]["best"]["map@r"]
     )

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.cluster import KMeans
 from sklearn.metrics import normalized_mutual_info_score
 
 from fgvc_jax.errors import UserError
@@ -132,3 +133,68 @@ def test_nmi_against_clusters_that_are_known():
     lengths = rng.uniform(0.1, 50, (60, 1))
     assert r.nmi(x * lengths, labels) == pytest.approx(1)
     assert r.nmi(x * lengths, labels, similarity="l2") < 0.9
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_mean_cosines_against_loops_over_pairs(zero):
+    x, labels = example(3, 40)
+    if zero:
+        x[7] = 0
+    same, other = [], []
+    for i in range(40):
+        for j in range(i + 1, 40):
+            a, b = x[i].astype(np.float64), x[j].astype(np.float64)
+            length = np.linalg.norm(a) * np.linalg.norm(b)
+            cosine = a @ b / length if length else 0.0
+            (same if labels[i] == labels[j] else other).append(cosine)
+    expected = {"cosine_same": np.mean(same), "cosine_other": np.mean(other)}
+    # Sums of 780 numbers below 1 in float64.
+    assert r.mean_cosines(x, labels) == pytest.approx(expected, abs=1e-12)
+    assert expected["cosine_same"] > expected["cosine_other"] + 0.05
+    # Labels are only compared, and lengths do not count.
+    moved = r.mean_cosines(8 * x, 1000 - 3 * labels)
+    assert moved == pytest.approx(expected, abs=1e-12)
+
+
+def test_mean_cosines_without_pairs_of_a_kind():
+    x = np.eye(3)
+    assert r.mean_cosines(x, [0, 0, 0]) == {"cosine_same": 0.0, "cosine_other": None}
+    assert r.mean_cosines(x, [0, 1, 2]) == {"cosine_same": None, "cosine_other": 0.0}
+
+
+def test_perfect_clusters_are_all_ones():
+    labels = np.repeat(np.arange(4), 5)
+    found = r.retrieval(np.eye(4)[labels], labels)
+    assert found["map@r"] == found["r_precision"] == found["recall@1"] == 1
+
+
+def test_against_pytorch_metric_learning():
+    """Where that library is installed: its AccuracyCalculator, with cosine similarity as its distance."""
+    accuracy = pytest.importorskip("pytorch_metric_learning.utils.accuracy_calculator")
+    inference = pytest.importorskip("pytorch_metric_learning.utils.inference")
+    distances = pytest.importorskip("pytorch_metric_learning.distances")
+    torch = pytest.importorskip("torch")
+    x, labels = example(4, 80)
+    x, labels = (
+        x[labels != 6],
+        labels[labels != 6],
+    )  # it does not leave out queries with R = 0 alike
+    names = ("precision_at_1", "r_precision", "mean_average_precision_at_r")
+    theirs = accuracy.AccuracyCalculator(
+        include=names,
+        k="max_bin_count",
+        knn_func=inference.CustomKNN(distances.CosineSimilarity()),
+        device=torch.device("cpu"),
+    ).get_accuracy(torch.tensor(x), torch.tensor(labels))
+    found = r.retrieval(x, labels)
+    for ours, their in zip(("recall@1", "r_precision", "map@r"), names, strict=True):
+        assert found[ours] == pytest.approx(theirs[their], abs=1e-6)  # it averages in float32
+
+
+def test_nmi_is_the_same_each_time_and_scikit_learns():
+    x, labels = example(5, 60)
+    found = r.nmi(x, labels)
+    assert found == r.nmi(x, labels) and 0.05 < found < 0.95
+    unit = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+    clusters = KMeans(len(set(labels)), n_init=10, random_state=0).fit_predict(unit)
+    assert found == pytest.approx(normalized_mutual_info_score(labels, clusters), abs=1e-9)

@@ -202,9 +202,9 @@ def test_vit_with_another_pooling_is_refused(tmp_path):
 # --- Swin
 
 
-def check_swin(module, model, stages, norm, x, tolerance=FLOAT32):
-    """Every tap and `pooled`; `stages` are the blocks of each stage in torch."""
-    blocks = {}
+def check_swin(module, model, stages, mergings, norm, x, tolerance=FLOAT32):
+    """Every tap and `pooled`; `stages` are the blocks of each stage in torch, `mergings` lie between them."""
+    blocks = {f"merged{i + 1}": merging for i, merging in enumerate(mergings)}
     for i, (*early, last) in enumerate(stages):
         blocks |= {f"layer{i + 1}/{number}": block for number, block in enumerate(early)}
         blocks[f"layer{i + 1}"] = last
@@ -221,7 +221,10 @@ def check_swin(module, model, stages, norm, x, tolerance=FLOAT32):
 
 
 def check_timm_swin(module, model, x, tolerance=FLOAT32):
-    check_swin(module, model, [stage.blocks for stage in model.layers], model.norm, x, tolerance)
+    stages, mergings = zip(
+        *((stage.blocks, stage.downsample) for stage in model.layers), strict=True
+    )
+    check_swin(module, model, stages, mergings[1:], model.norm, x, tolerance)
 
 
 TINY = "swin_tiny_patch4_window7_224"
@@ -283,7 +286,8 @@ def test_swin_of_microsoft(tmp_path):
 
 
 def check_torchvision_swin(module, model, x, tolerance=FLOAT32):
-    check_swin(module, model, list(model.features)[1::2], model.norm, x, tolerance)
+    _, *layers = model.features
+    check_swin(module, model, layers[::2], layers[1::2], model.norm, x, tolerance)
 
 
 def test_swin_t_of_torchvision(tmp_path):

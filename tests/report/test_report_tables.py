@@ -135,3 +135,63 @@ def test_every_run_has_a_heading():
         "seed_1, validation run:",
         "seed_1, refit on train + val:",
     ]
+
+
+def test_a_table_of_retrieval_has_a_line_for_each_split_and_a_column_for_what_was_measured():
+    among = {"recall@1": 0.5, "recall@8": 1.0, "r_precision": 0.25, "map@r": 0.125, "nmi": 0.75}
+    among |= {"cosine_same": 0.9204, "cosine_other": None, "count": 5, "excluded": 0}
+    read_off = {"knn1": 0.625, "knn5": 0.875, "centroid": 0.5, "probe": 1.0}
+    rows = [{"name": "finetune", "val": among, "test": among | read_off, "last_test": among}]
+    head, *lines = tables.retrieval_table(rows)
+    assert head.split() == (
+        [
+            "recall@1",
+            "recall@8",
+            "R-prec.",
+            "MAP@R",
+            "NMI",
+            "cos",
+            "same",
+            "cos",
+            "other",
+            "centroid",
+            "probe",
+            "1-NN",
+            "5-NN",
+        ]
+    )
+    shared = ["50.00", "100.00", "25.00", "12.50", "75.00", "0.920", "-"]
+    assert lines[0].split() == ["finetune,", "val", *shared, "-", "-", "-", "-"]
+    assert lines[1].split() == [
+        "finetune,",
+        "test",
+        *shared,
+        "50.00",
+        "100.00",
+        "62.50",
+        "87.50",
+    ]
+    assert lines[2].split()[:4] == ["finetune,", "test,", "last", "epoch"]
+    assert len({len(line) for line in (head, *lines)}) == 1  # columns stand under their titles
+    open_set = tables.retrieval_table([{"name": "finetune", "test": among}])
+    assert "NN" not in open_set[0] and "probe" not in open_set[0] and len(open_set) == 2
+
+
+def test_seeds_of_retrieval_are_averaged_by_recall():
+    def one(recall):
+        row = {"name": "finetune", "val": {"recall@1": recall}, "test": {"recall@1": recall / 2}}
+        return {"evaluate": {"retrieval": [row], "seconds": 1.0}}
+
+    head, line = summary.over_seeds([one(0.5), one(0.7)])
+    assert head == "mean and standard deviation over 2 seeds, Recall@1 in percent:"
+    assert line.split() == [
+        "finetune",
+        "val",
+        "60.00",
+        "+-",
+        "14.14",
+        "test",
+        "30.00",
+        "+-",
+        "7.07",
+    ]
