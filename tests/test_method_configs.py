@@ -20,6 +20,8 @@ from fgvc_jax.train import tree
 
 # The variants of each file, and its number of classes.
 VARIANTS = {
+    "aircraft_cmal": (("", "released"), 100),
+    "aircraft_fbsd": (("", "released"), 100),
     "birds_backbones": (("", "resnet152", "vit_b16"), 20),
     "cub_mmal": (("", "released"), 200),
     "competition_mmal": (("", "released"), 100),
@@ -86,6 +88,28 @@ def test_report003_differs_from_row_to_row_in_what_the_row_says():
     assert (plain.finetune.sam.rho, sharp.finetune.sam.rho) == (0.0, 0.05)
     sharp.finetune.sam.rho = 0.0
     assert plain == sharp
+
+
+def test_fbsd_and_cmal_as_released():
+    """METHODS.md C.5 and F.3."""
+    for method, batch in (("fbsd", 20), ("cmal", 16)):
+        ours, released = get(f"aircraft_{method}"), get(f"aircraft_{method}:released")
+        for section in (ours.finetune, released.finetune):
+            assert (section.method, section.batch, section.length) == (method, batch, "200 epochs")
+            optimizer = section.optimizer
+            rates = (optimizer.learning_rate, optimizer.learning_rate * optimizer.rate_scale[0][1])
+            assert rates == pytest.approx((2e-3, 2e-4)) and optimizer.weight_decay == 5e-4
+            assert optimizer.momentum == 0.9 and not optimizer.nesterov
+        assert released.finetune.schedule.warmup == "0 steps"
+        assert not released.finetune.optimizer.no_decay and ours.finetune.optimizer.no_decay
+        image = protocols.apply(released).image
+        assert (image.size, tuple(image.squash), image.crop_pad) == (448, (550, 550), 8)
+        assert tuple(image.mean) == tuple(image.std) == (0.5,) * 3
+    fbsd, released = get("aircraft_fbsd").finetune, get("aircraft_fbsd:released").finetune
+    assert (fbsd.schedule.name, fbsd.arguments.strip_norm) == ("cosine", "full_map")
+    assert (released.schedule.name, released.schedule.period) == ("oscillating", "400 steps")
+    assert released.arguments.to_dict() == fbsd.arguments.to_dict() | {"strip_norm": "per_strip"}
+    assert get("aircraft_cmal:released").finetune.schedule.name == "cosine"
 
 
 def test_mmal_and_pim_as_released():

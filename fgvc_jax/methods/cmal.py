@@ -1,10 +1,12 @@
 """CMAL-Net: experts at several depths train on what the others attend to, in N + 2 updates a batch.
 
-Liu et al. 2023, "Learn from each other to classify better" (Pattern Recognition 140, 109550), METHODS.md F;
-in report 003. An expert is the backbone up to a tap, a branch and a classifier. Its attention is the class
-activation map of its own prediction; the box around it, cut out and enlarged, is what another expert may get
-to see. The scores are the sum of the logits of all N experts and of their concatenation, on the image and on
-the region to which all experts attend together.
+An expert is the backbone up to a tap, a branch and a classifier. Its attention is the class activation map of
+its own prediction; the box around it, cut out and enlarged, is what another expert may get to see. The scores
+are the sum of the logits of all N experts and of their concatenation, on the image and on the region to which
+all experts attend together.
+
+Source: Liu et al. 2023, "Learn from each other to classify better: Cross-layer mutual attention learning for
+fine-grained visual classification", Pattern Recognition 140, 109550; METHODS.md F.
 """
 
 import functools

@@ -1,9 +1,11 @@
 """FBSD: each stage boosts its most salient strip for a branch and hides it from the next stage.
 
-Song & Yang 2021, "Feature Boosting, Suppression, and Diversification" (arXiv 2103.02782), METHODS.md C;
-the first model of report 002. Three parts: FBSM at three maps of the backbone (`Strips`); a branch for each
-boosted map; FDM, which adds to each branch what is least alike in the others (`diversify`). Four classifiers,
-one a branch and one of all; the scores are the sum of their logits.
+Three parts: FBSM at three maps of the backbone (`Strips`); a branch for each boosted map; FDM, which adds to
+each branch what is least alike in the others (`diversify`). Each branch has a classifier and all together
+have one; the scores are the sum of their logits.
+
+Source: Song & Yang 2021, "Feature Boosting, Suppression, and Diversification for Fine-Grained Visual
+Classification", arXiv 2103.02782; METHODS.md C.
 """
 
 import functools
@@ -77,7 +79,7 @@ class Method(Base):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value} must be a number, at least 0")
         chosen = choose_taps(backbone.info, taps)
-        _check_strips(backbone, chosen, tuple(strips), image_size)
+        _check_strips(backbone, chosen, tuple(strips), image_size, strip_axis)
 
         types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.backbone = backbone
@@ -210,30 +212,33 @@ def _unit(x: jax.Array) -> jax.Array:
     return jnp.where(square > 0, x * jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
 
 
-def _check_strips(backbone, taps: list[Tap], strips: tuple[int, ...], image_size: int) -> None:
+def _check_strips(backbone, taps: list[Tap], strips: tuple[int, ...], image_size: int, axis: str):
     """ValueError where a map does not divide into its strips, with the nearest image sizes that do."""
     if len(strips) != len(taps) or any(count < 1 for count in strips):
         names = ", ".join(tap.name for tap in taps)
         raise ValueError(f"strips={strips} must be a number, at least 1, for each tap of {names}")
-
-    def rows(tap, size):
-        return -(-size // tap.stride)
-
-    def divides(size):
-        return not any(rows(tap, size) % count for tap, count in zip(taps, strips, strict=True))
-
-    if divides(image_size):
+    sizes = backbone.map_sizes(image_size, [tap.name for tap in taps])
+    cells = [sizes[tap.name][axis == "width"] for tap in taps]
+    if not any(length % count for length, count in zip(cells, strips, strict=True)):
         return
-    # Sizes that every stride divides and that the backbone takes; at their common multiple all divide.
+
+    def divides(size: int) -> bool:
+        return not any(size // tap.stride % n for tap, n in zip(taps, strips, strict=True))
+
+    # Of the sizes that every stride divides and that the backbone takes; at the common multiple all divide.
     step = math.lcm(backbone.multiple, *(tap.stride for tap in taps))
     common = math.lcm(step, *(tap.stride * n for tap, n in zip(taps, strips, strict=True)))
-    sizes = range(step, image_size + common + step, step)
-    fitting = [size for size in sizes if size >= backbone.smallest and divides(size)]
-    below = [size for size in fitting if size < image_size][-1:]
-    above = [size for size in fitting if size > image_size][:1]
-    have = ", ".join(f"{tap.name} {rows(tap, image_size)}" for tap in taps)
+    fitting = [
+        size
+        for size in range(step, image_size + common + 1, step)
+        if size >= backbone.smallest and divides(size)
+    ]
+    nearest = [x for x in fitting if x < image_size][-1:] + [x for x in fitting if x > image_size][
+        :1
+    ]
+    have = ", ".join(f"{tap.name} {length}" for tap, length in zip(taps, cells, strict=True))
     raise ValueError(
-        f"strips={strips} do not divide the rows of the maps of {backbone.info.name} at {image_size} pixels "
-        f"({have}). The nearest image size{'s' if below else ''} that work{'' if below else 's'}: "
-        f"{' and '.join(map(str, below + above))}"
+        f"strips={strips} do not divide the {'columns' if axis == 'width' else 'rows'} of the maps of "
+        f"{backbone.info.name} at {image_size} pixels ({have}). The nearest image sizes that work: "
+        f"{' and '.join(map(str, nearest))}"
     )
