@@ -39,6 +39,8 @@ OURS = {
         "clip": 1.0,
     },
     "schedule": {"warmup": "1 epochs"},
+    # Rectified features all point one way; without it the first steps tend to collapse.
+    "arguments": {"batch_norm": True},
     "validation": {"embeddings": ("0 epochs", "1 epochs", "10 epochs", "100 %")},
 }
 RELEASED = {

@@ -286,7 +286,8 @@ def test_builds_at_full_size(name):
             assert rest == sum(i * o + o for i, o in layers) + 2 * 192 + 2 * hidden
             assert outputs == {"scores": (2,)}
         elif section.method == "triplet":
-            assert rest == 2048 * 128 + 128 and outputs == {"embedding": (2, 128)}
+            norm = 0 if name.endswith("released") else 2 * 2048
+            assert rest == norm + 2048 * 128 + 128 and outputs == {"embedding": (2, 128)}
         elif section.method == "bilinear":
             maps = [2048, *([768] if section.arguments.second else [])]
             assert other == (backbone_size("vit_base_patch16_224") if len(maps) > 1 else 0)
@@ -444,3 +445,18 @@ def test_runs_one_step_of_each_phase(name, photos, earlier, compiled_quickly, tm
         fixed = frozen and config.retrain.optimizer.frozen_batch_norm == "fixed"
         fixed = fixed and config.retrain.init.batch_norm == "keep"
         assert bool(statistics) != fixed
+
+
+def test_the_released_triplets_have_the_reports_numbers():
+    config = get("triplet_parts:released")
+    section, optimizer = config.finetune, config.finetune.optimizer
+    assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == ("sgd", 1e-4, 0.05)
+    assert (section.batch, section.length, section.schedule.name) == (16, "10 epochs", "constant")
+    arguments = section.arguments
+    assert (arguments.margin, arguments.distance, arguments.mining) == (
+        0.2,
+        "squared",
+        "batch_hard",
+    )
+    assert section.sampler.name == "classes_by_images" and section.sampler.images_per_class == 4
+    assert config.model.backbone == "resnet50" and len(section.validation.embeddings) == 11

@@ -144,9 +144,9 @@ class Phase(Base):
         _, program, _ = self._build(models, data, length)
         images = self.method.images_per_example
         batch = batch_of(data.mesh, section.batch, images, data.canvas, label=jnp.int32)
-        self._check_embedding(program, data, models)
         try:
             program.trace(batch)
+            self._check_embedding(program, data, models)
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise UserError(
                 f"{where}: method {section.method!r} cannot train {models.config.model.backbone} at "
@@ -154,7 +154,7 @@ class Phase(Base):
             ) from error
 
     def _check_embedding(self, program: Program, data: Data, models: Models) -> None:
-        """Raises UserError where something reads embeddings that the method does not give, or otherwise."""
+        """Raises UserError where the section wants an embedding, and the method gives none or another."""
         section, params, means = self.section, program.state["params"], "head/kernel"
         reads_means = section.init.head == "means"
         if not (reads_means or section.validation.embeddings):
