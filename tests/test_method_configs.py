@@ -18,6 +18,16 @@ from fgvc_jax.phases import _training as training
 from fgvc_jax.phases._training import Length
 from fgvc_jax.train import tree
 
+NETS = ("resnet50", "resnext50", "efficientnet_b5", "vit", "swin_t")
+# The plain rows for each data set; the plug-ins around every backbone, and with SAM.
+GRID = tuple(
+    ",".join(parts)
+    for parts in itertools.chain(
+        itertools.product(NETS, ("sgd", "sam"), ("none",), ("aircraft", "flowers", "mammalia")),
+        itertools.product(NETS, ("sgd",), ("cmal", "pim")),
+        [("resnet50", "sam", "cmal"), ("swin_t", "sam", "pim")],
+    )
+)
 # The variants of each file, and its number of classes.
 VARIANTS = {
     "aircraft_cmal": (("", "released"), 100),
@@ -26,18 +36,7 @@ VARIANTS = {
     "cub_mmal": (("", "released"), 200),
     "competition_mmal": (("", "released"), 100),
     "cub_pim": (("", "released"), 200),
-    "report003": (
-        tuple(
-            ",".join(parts)
-            for parts in itertools.product(
-                ("resnet50", "resnext50", "efficientnet_b5", "vit", "swin_t"),
-                ("sgd", "sam"),
-                ("none",),
-                ("aircraft", "flowers", "mammalia"),
-            )
-        ),
-        100,
-    ),
+    "report003": (GRID, 100),
 }
 ROWS = [
     (f"{file}:{variant}".rstrip(":"), classes)

@@ -161,8 +161,11 @@ class Method(Base):
         tokens = [rows * columns for rows, columns in cells.values()]
         for name, count, most in zip(self.taps, self.selects, tokens, strict=True):
             if not 1 <= count <= most:
-                size = math.ceil(math.sqrt(max(1, count))) * known[name].stride
-                larger = f"; {count} need image_size={size}" if count > most else ""
+                size = max(  # of a square map with so many cells, at every tap
+                    math.ceil(math.sqrt(max(1, n))) * known[tap].stride
+                    for tap, n in zip(self.taps, self.selects, strict=True)
+                )
+                larger = f"; {self.selects} need image_size={size}" if count > most else ""
                 raise ValueError(
                     f"num_selects={count} at tap {name!r} must be 1 to {most}, the cells of its map at "
                     f"image_size={image_size}{larger}"

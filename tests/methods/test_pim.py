@@ -285,7 +285,10 @@ def test_dropout_is_drawn_for_each_example():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"num_selects": (32, 32, 32, 200)}, r"'layer4' must be 1 to 196.*200 need image_size=480"),
+        (
+            {"num_selects": (32, 32, 32, 200)},
+            r"'layer4' must be 1 to 196.*200\) need image_size=480",
+        ),
         ({"num_selects": (32, 32)}, r"one for each of the 4 taps"),
         ({"num_selects": (7,)}, r"28 tokens together.*select at least 32"),
         ({"num_selects": (0,)}, r"num_selects=0 at tap 'layer1' must be 1 to 12544"),
