@@ -129,4 +129,4 @@ def same_statistics(moved: dict, theirs: "nn.Module", key, tolerance: float) -> 
     buffers = dict(theirs.named_buffers())
     for path, value in moved.items():
         there = buffers[key(path)].numpy()
-        assert np.linalg.norm(value - there) <= tolerance * np.linalg.norm(there), path
+        assert np.linalg.norm(np.asarray(value) - there) <= tolerance * np.linalg.norm(there), path
