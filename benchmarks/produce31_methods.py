@@ -143,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the folder of produce31")
     parser.add_argument("--workdir", type=Path, required=True, help="gets everything that is made")
-    parser.add_argument("--epochs", type=float, default=24, help="of the baseline, in passes")
+    parser.add_argument("--epochs", type=float, default=12, help="of the baseline, in passes")
     parser.add_argument("--width", type=int, default=32, help="of the ResNet-18")
     parser.add_argument("--methods", nargs="+", default=ROWS, choices=ROWS)
     add_out(parser)
