@@ -121,7 +121,7 @@ def measure(args, method: str, fold: int) -> dict:
             for split, x in best.items()
         }
     found = next(x for x in done["evaluate"]["rows"] if x["name"] == last)
-    keys = ("top1", "mean_class")
+    keys = ("top1", "mean_class_accuracy")
     return row | {split: {k: found[split][k] for k in keys} for split in ("val", "test")}
 
 
@@ -138,7 +138,7 @@ def table(rows: list[dict]) -> list[str]:
             values = 100 * np.array([row[split]["top1"] for row in own])
             spread = f" +- {values.std(ddof=1):.1f}" if len(own) > 1 else ""
             line += f"{f'{values.mean():.1f}{spread}':>16}"
-        classes = [row["test"].get("mean_class") for row in own]
+        classes = [row["test"].get("mean_class_accuracy") for row in own]
         line += f"{100 * np.mean(classes):>12.1f}" if None not in classes else f"{'-':>12}"
         lines.append(line)
     return lines

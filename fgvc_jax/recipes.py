@@ -11,13 +11,15 @@ NO_DECAY = (
     ".*/(bias|scale)",
     ".*/(cls_token|reg_token|pos_embed|relative_position_bias_table|gamma)",
 )
+# All that is not pretrained trains ten times faster.
+FAST_HEAD = (("(?!backbone/|second/).*", 10.0),)
 # The plain fine-tune that the field agrees on.
 PLAIN = {
     "length": "30 epochs",
     "batch": 64,
     "optimizer": {
         "learning_rate": 0.01,
-        "rate_scale": (("head/.*", 10.0),),
+        "rate_scale": FAST_HEAD,
         "nesterov": True,
         "no_decay": NO_DECAY,
         "clip": 1.0,
@@ -33,7 +35,7 @@ RETRAIN = {
     "length": "10 epochs",
     "optimizer": {
         "learning_rate": 0.01,
-        "rate_scale": (("head/.*", 10.0),),
+        "rate_scale": FAST_HEAD,
         "freeze": BACKBONE,
     },
     "schedule": {"warmup": "1 epochs"},

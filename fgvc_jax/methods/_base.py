@@ -132,6 +132,12 @@ def torch_linear(
     )
 
 
+def check_smoothing(label_smoothing: float) -> None:
+    """ValueError unless it lies in 0 to below 1."""
+    if not 0 <= label_smoothing < 1:  # TypeError for what is no number
+        raise ValueError(f"label_smoothing={label_smoothing} must lie in 0 to below 1")
+
+
 def mixed_labels(batch: Batch) -> dict[str, jax.Array | None]:
     """{'partner', 'share'} for `fgvc_jax.ops.losses.cross_entropy`; None where nothing was mixed."""
     return {name: batch.get(name) for name in ("partner", "share")}

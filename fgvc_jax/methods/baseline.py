@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from fgvc_jax.errors import choose
 from fgvc_jax.layers.dropout import check_rate, dropout, fold
 from fgvc_jax.methods._base import Method as Base
-from fgvc_jax.methods._base import accuracy, mixed_labels, torch_linear
+from fgvc_jax.methods._base import accuracy, check_smoothing, mixed_labels, torch_linear
 from fgvc_jax.ops.losses import cross_entropy
 
 
@@ -30,8 +30,7 @@ class Method(Base):
         dropout: the share of the pooled features that is zeroed in training, 0 to below 1.
         bias_init: of the linear layer, 'zeros' or 'torch' (uniform, torch's default).
         """
-        if not 0 <= label_smoothing < 1:  # TypeError for what is no number
-            raise ValueError(f"label_smoothing={label_smoothing} must lie in 0 to below 1")
+        check_smoothing(label_smoothing)
         check_rate(dropout, "dropout")
         choose(bias_init, ("zeros", "torch"), "argument of method 'baseline': bias_init")
         self.backbone = backbone

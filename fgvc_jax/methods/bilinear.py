@@ -19,7 +19,7 @@ import numpy as np
 from fgvc_jax import backbones
 from fgvc_jax.errors import choose
 from fgvc_jax.layers import dropout as drop
-from fgvc_jax.methods._base import Cost, accuracy, mixed_labels, torch_linear
+from fgvc_jax.methods._base import Cost, accuracy, check_smoothing, mixed_labels, torch_linear
 from fgvc_jax.methods._base import Method as Base
 from fgvc_jax.ops.losses import cross_entropy
 
@@ -61,8 +61,7 @@ class Method(Base):
         Where the maps' grids differ, cells of the finer one are averaged to the coarser by the area that they
         share: 2 x 2 means where it is twice as fine.
         """
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing={label_smoothing} must lie in 0 to below 1")
+        check_smoothing(label_smoothing)
         drop.check_rate(dropout, "dropout")
         if reduction < 0:
             raise ValueError(f"reduction={reduction} must be a number of channels, or 0 for none")

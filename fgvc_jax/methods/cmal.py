@@ -18,7 +18,7 @@ from jax import lax
 
 from fgvc_jax.backbones.features import wide
 from fgvc_jax.layers.dropout import fold
-from fgvc_jax.methods._base import Cost, accuracy
+from fgvc_jax.methods._base import Cost, accuracy, check_smoothing
 from fgvc_jax.methods._base import Method as Base
 from fgvc_jax.methods._multi_granularity import Heads, choose_taps
 from fgvc_jax.ops.align_corners import crop_align_corners
@@ -40,6 +40,7 @@ class Method(Base):
         padding=0.1,
         hidden=512,
         width=1024,
+        label_smoothing=0.0,
     ):
         """Arguments of its own:
         taps: names of the maps at which the experts end, shallow to deep; () = the three deepest of the
@@ -48,7 +49,9 @@ class Method(Base):
           to 1.
         padding: by which the box is then larger on every side, as a share of the image's side, 0 to below 1.
         hidden, width: channels inside a branch, and of its map.
+        label_smoothing: the share of the target that is spread evenly over all classes, 0 to below 1.
         """
+        check_smoothing(label_smoothing)
         if not 0 < threshold <= 1:
             raise ValueError(f"threshold={threshold} must lie above 0, up to 1")
         if not 0 <= padding < 1:
@@ -58,7 +61,7 @@ class Method(Base):
         self.backbone = backbone
         self.taps = tuple(tap.name for tap in chosen)
         self.heads = Heads(chosen, hidden, width, num_classes, **types)
-        self.threshold, self.padding = threshold, padding
+        self.threshold, self.padding, self.label_smoothing = threshold, padding, label_smoothing
 
     @property
     def updates(self):
@@ -100,7 +103,7 @@ class Method(Base):
         """Trains all on the region to which the experts attend together."""
         seen = crop(batch["image"], carry["boxes"][:, -1])
         logits, _, _ = self.forward(seen, keys=context.keys)
-        *experts, concat = [cross_entropy(x, batch["label"]) for x in logits]
+        *experts, concat = [cross_entropy(x, batch["label"], self.label_smoothing) for x in logits]
         return sum(experts) + 2 * concat, {}, {"accuracy": accuracy(sum(logits), batch["label"])}
 
     def whole(self, batch, carry, context):
@@ -152,7 +155,8 @@ class Method(Base):
 
     def _outcome(self, logits, batch, carry):
         labels = batch["label"]
-        return cross_entropy(logits, labels), carry, {"accuracy": accuracy(logits, labels)}
+        loss = cross_entropy(logits, labels, self.label_smoothing)
+        return loss, carry, {"accuracy": accuracy(logits, labels)}
 
 
 def max_cell(maps_BHWD: jax.Array) -> jax.Array:

@@ -22,7 +22,7 @@ from fgvc_jax.layers.dropout import check_rate, dropout, fold
 from fgvc_jax.layers.initializers import normal, torch_bias, torch_std
 from fgvc_jax.layers.norm import BatchNorm
 from fgvc_jax.methods._base import Method as Base
-from fgvc_jax.methods._base import accuracy, mixed_labels
+from fgvc_jax.methods._base import accuracy, check_smoothing, mixed_labels
 from fgvc_jax.methods._multi_granularity import Heads, choose_taps
 from fgvc_jax.ops.losses import cross_entropy
 
@@ -53,6 +53,7 @@ class Method(Base):
         hidden=512,
         width=1024,
         dropout=0.0,
+        label_smoothing=0.0,
     ):
         """Arguments of its own:
         taps: names of the maps, shallow to deep; () = the three deepest of the backbone's usual four.
@@ -68,11 +69,13 @@ class Method(Base):
         fdm_sim: similarity of two cells, 'cos' (the authors' code) or 'dot', the inner product.
         hidden, width: channels inside a branch, and of its map.
         dropout: the share of a branch's map that is zeroed in training (report 002: 0.2), 0 to below 1.
+        label_smoothing: the share of the target that is spread evenly over all classes, 0 to below 1.
         """
         choose(strip_axis, ("height", "width"), "argument of method 'fbsd': strip_axis")
         choose(strip_norm, ("full_map", "per_strip"), "argument of method 'fbsd': strip_norm")
         choose(fdm_sim, ("cos", "dot"), "argument of method 'fbsd': fdm_sim")
         check_rate(dropout, "dropout")
+        check_smoothing(label_smoothing)
         if not 0 <= beta <= 1:
             raise ValueError(f"beta={beta} must lie in 0 to 1")
         for name, value in (("alpha", alpha), ("gamma", gamma), ("fdm_scale", fdm_scale)):
@@ -91,13 +94,16 @@ class Method(Base):
             ]
         )
         self.heads = Heads(chosen, hidden, width, num_classes, **types)
+        self.label_smoothing = label_smoothing
         self.fdm_factor, self.fdm_sim, self.dropout = gamma * fdm_scale, fdm_sim, dropout
 
     def update(self, batch, carry, context):
         """One update on batch['image'] [B, S, S, 3] and batch['label'] int [B]."""
         logits, _ = self.forward(batch["image"], keys=context.keys)
         labels, mixed = batch["label"], mixed_labels(batch)
-        *branches, concat = [cross_entropy(x, labels, **mixed) for x in logits]
+        *branches, concat = [
+            cross_entropy(x, labels, self.label_smoothing, **mixed) for x in logits
+        ]
         return 2 * sum(branches) + concat, carry, {"accuracy": accuracy(sum(logits), labels)}
 
     def predict(self, images, edit=None):

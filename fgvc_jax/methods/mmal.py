@@ -18,7 +18,7 @@ from jax import lax
 
 from fgvc_jax.backbones.features import wide
 from fgvc_jax.layers.dropout import check_rate, dropout, fold
-from fgvc_jax.methods._base import Cost, accuracy, torch_linear
+from fgvc_jax.methods._base import Cost, accuracy, check_smoothing, torch_linear
 from fgvc_jax.methods._base import Method as Base
 from fgvc_jax.ops import windows as window_ops
 from fgvc_jax.ops.align_corners import crop_align_corners
@@ -76,17 +76,20 @@ class Method(Base):
         param_dtype=jnp.float32,
         windows="cub",
         dropout=0.5,
+        label_smoothing=0.0,
     ):
         """Arguments of its own:
         windows: of the parts: 'cub' (7 parts of 917 windows at 448 pixels), 'cars' (6 of 591; also Aircraft),
           or a text such as '2 of 2x2 1x3, 1 of 3x3': for each scale how many parts it gives, and the heights
           x widths of its windows in cells of the last map.
         dropout: the share of the pooled features that is zeroed in training, 0 to below 1.
+        label_smoothing: the share of the target that is spread evenly over all classes, 0 to below 1.
 
         The object is found on the last two maps of the largest stride that all reach `pooled` (up to
         `info.cam_tap`): of a ResNet the last two blocks, of a ViT the inputs of its last two.
         """
         check_rate(dropout, "dropout")
+        check_smoothing(label_smoothing)
         info = backbone.info
         names = [tap.name for tap in info.taps]
         taps = info.taps[: names.index(info.cam_tap) + 1]
@@ -113,7 +116,7 @@ class Method(Base):
                 f"parts of half the image, {image_size // 2} pixels, are too small for {info.name}, which "
                 f"takes {least} or more: use image_size={2 * least} or larger"
             )
-        self.backbone, self.dropout = backbone, dropout
+        self.backbone, self.dropout, self.label_smoothing = backbone, dropout, label_smoothing
         self.head = torch_linear(
             info.width, num_classes, bias="torch", dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
@@ -144,8 +147,10 @@ class Method(Base):
         # As one batch of B * N images, the parts of an example together.
         parts, part_keys = parts.reshape(-1, *parts.shape[2:]), part_keys.reshape(-1)
         _, part_logits = self.classify(parts, part_keys)
-        loss, part_labels = cross_entropy(logits, labels), jnp.repeat(labels, self.parts)
-        later = cross_entropy(object_logits, labels) + cross_entropy(part_logits, part_labels)
+        part_labels, smoothing = jnp.repeat(labels, self.parts), self.label_smoothing
+        loss = cross_entropy(logits, labels, smoothing)
+        later = cross_entropy(object_logits, labels, smoothing)
+        later += cross_entropy(part_logits, part_labels, smoothing)
         metrics = {
             "accuracy": accuracy(object_logits, labels),
             "image_accuracy": accuracy(logits, labels),

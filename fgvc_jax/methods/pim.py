@@ -20,7 +20,7 @@ from fgvc_jax.layers import remat
 from fgvc_jax.layers.dropout import check_rate, dropout, fold
 from fgvc_jax.layers.norm import BatchNorm
 from fgvc_jax.methods._base import Method as Base
-from fgvc_jax.methods._base import accuracy, torch_linear
+from fgvc_jax.methods._base import accuracy, check_smoothing, torch_linear
 from fgvc_jax.ops.losses import cross_entropy
 
 GROUP = 32  # selected tokens for one node of the graph
@@ -121,6 +121,7 @@ class Method(Base):
         lambda_s=0.0,
         lambda_n=5.0,
         lambda_c=1.0,
+        label_smoothing=0.0,
     ):
         """Arguments of its own:
         taps: the maps, shallow to deep; () = `info.pyramid_taps`: of a ResNet or ConvNeXt the four stages, of
@@ -133,8 +134,11 @@ class Method(Base):
         dropout: the share of the combined features that is zeroed in training, 0 to below 1.
         lambda_b, lambda_s, lambda_n, lambda_c: weights of the losses of each level's mean logits, of its
           selected tokens, of those left out, and of the combined features.
+        label_smoothing: of the levels' and the combined loss, the share of the target that is spread evenly
+          over all classes, 0 to below 1.
         """
         check_rate(dropout, "dropout")
+        check_smoothing(label_smoothing)
         choose(upsample, ("bilinear", "tokens"), "argument of method 'pim': upsample")
         if width < 4:
             raise ValueError(f"width={width} must be at least 4")
@@ -183,15 +187,15 @@ class Method(Base):
             above = count
         self.levels = nnx.List(levels)
         self.combiner = Combiner(sum(self.selects), width, num_classes, **kw)
-        self.backbone, self.dropout = backbone, dropout
+        self.backbone, self.dropout, self.label_smoothing = backbone, dropout, label_smoothing
 
     def update(self, batch, carry, context):
         """One update on batch['image'] [B, S, S, 3] and batch['label'] int [B]."""
-        labels = batch["label"]
+        labels, smoothing = batch["label"], self.label_smoothing
         levels, combined, _ = self.heads(batch["image"], context.keys)
-        loss = self.lambda_c * cross_entropy(combined, labels)
+        loss = self.lambda_c * cross_entropy(combined, labels, smoothing)
         for logits, selected in levels:
-            loss += self.lambda_b * cross_entropy(logits.mean(1), labels)
+            loss += self.lambda_b * cross_entropy(logits.mean(1), labels, smoothing)
             loss += self.lambda_n * left_out_loss(logits, selected)
             if self.lambda_s:
                 loss += self.lambda_s * selected_loss(logits, selected, labels)
