@@ -5,7 +5,7 @@ import sys
 
 from fgvc_jax.errors import UserError
 
-COMMANDS = ("train", "predict", "methods", "weights", "export", "check", "prepare")
+COMMANDS = ("train", "predict", "explain", "methods", "weights", "export", "check", "prepare")
 
 
 def main() -> int:

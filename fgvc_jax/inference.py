@@ -50,9 +50,9 @@ class Classifier:
         self.metrics = read_done(found.folder).get("validation", {})
         self._mesh = meshes.make()
         module, self._weights = restore(self.specification, found.folder, found.which, self._mesh)
-        static, _, _ = tree.split(module)
+        self._static, _, _ = tree.split(module)
         dtype = np.dtype(self.specification.dtype)
-        self._step = predictor(static, self._mesh, self.specification.view, dtype)
+        self._step = predictor(self._static, self._mesh, self.specification.view, dtype)
 
     def predict(self, images: Images, batch: int = 64) -> np.ndarray:
         """Class probabilities, float32 [N, C], of files or arrays (uint8 [H, W, 3], RGB, upright).
@@ -78,6 +78,16 @@ class Classifier:
         """
         for image, outputs, error in self._outputs(images, batch, "scores"):
             yield Answer(image, None if outputs is None else _softmax(outputs), error)
+
+    @property
+    def static(self) -> tree.Static:
+        """The module in eval mode without its arrays; `weights` has these."""
+        return self._static
+
+    @property
+    def weights(self) -> dict[str, tree.Flat]:
+        """{'params', 'batch_stats'} on the devices."""
+        return self._weights
 
     def find_images(self, paths: Sequence[str | os.PathLike]) -> list[str]:
         """The files themselves and, sorted, all images in the folders among them.
@@ -129,7 +139,7 @@ class Classifier:
             for (image, error), row in zip(chunk, np.asarray(rows)[: len(chunk)], strict=True):
                 yield image, None if error else row, error
 
-        for chunk, pixels, sizes in self._canvases(images, batch):
+        for chunk, pixels, sizes in self.canvases(images, batch):
             canvases = to_device(pixels, sharding), to_device(sizes, sharding)
             running.append((chunk, self._step(*weights, *canvases, np.uint32(0), 0)[output]))
             if len(running) > 1:  # of the batch before, while this one runs
@@ -137,7 +147,7 @@ class Classifier:
         while running:
             yield from collect()
 
-    def _canvases(
+    def canvases(
         self, images: Iterable[Image], batch: int
     ) -> Iterator[tuple[list[tuple[Image, str | None]], np.ndarray, np.ndarray]]:
         """Batches of (images with errors, pixels uint8 [B, 1, C, C, 3], sizes int32 [B, 1, 2]).

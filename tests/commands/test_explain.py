@@ -1,0 +1,84 @@
+"""`fgvc explain` on a run: pictures and numbers for each image, and what it says where it cannot."""
+
+import sys
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from fgvc_jax import cli
+from fgvc_jax.run import run
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    made = tiny.pipeline()
+    made.phases = ("finetune",)
+    folder = tmp_path_factory.mktemp("run")
+    run(made, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Folders called like classes, and like none; one file is damaged."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for folder in ("3", "7", "unknown"):
+        (root / folder).mkdir()
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).save(root / folder / "a.png")
+    (root / "7" / "broken.png").write_bytes(b"no picture")
+    return root
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fgvc", "explain", *map(str, arguments)])
+        return (cli.main(), *capsys.readouterr())
+
+    return run
+
+
+def test_a_picture_and_the_numbers_of_every_image(call, workdir, photos, tmp_path):
+    status, out, err = call(
+        workdir, photos, f"--out={tmp_path}", "--classes=predicted,second,true", "--kind=hirescam"
+    )
+    assert status == 3 and "3 images drawn" in out and "broken.png" in err
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == sorted(f"{n}_a.{x}" for n in (1, 2, 4) for x in ("png", "npz"))
+    known, unknown = (Image.open(tmp_path / f"{n}_a.png").size for n in (1, 4))
+    assert known[0] - unknown[0] == 266 and known[1] == unknown[1]  # the true class is not known
+    found = np.load(tmp_path / "1_a.npz")
+    best = np.argsort(-found["run1_probabilities"])[:2]
+    np.testing.assert_array_equal(found["run1_classes"], [*best, 3])
+    assert np.load(tmp_path / "4_a.npz")["run1_classes"][2] == -1
+    for kind in ("gradcam", "hirescam", "eigencam"):
+        maps = found[f"run1_{kind}"]
+        assert maps.ndim == 3 and len(maps) == 3
+        assert maps.min() >= 0 and maps.max() <= 1
+
+
+def test_two_runs_stand_below_each_other(call, workdir, photos, tmp_path):
+    status, _, _ = call(
+        workdir, photos / "3", f"--out={tmp_path}", f"--run2={workdir / 'finetune'}"
+    )
+    assert status == 0
+    found = np.load(tmp_path / "1_a.npz")
+    np.testing.assert_array_equal(found["run1_gradcam"], found["run2_gradcam"])
+    width, height = Image.open(tmp_path / "1_a.png").size
+    assert (width, height) == (3 * 266 + 10, 2 * 310)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--classes=predicted,thrid",), "Known: predicted"),
+        (("--kind=gradcan",), "did you mean 'gradcam'"),
+        (("--batch=0",), "at least 1"),
+    ],
+)
+def test_wrong_flags_are_named(call, workdir, photos, tmp_path, flags, message):
+    status, _, err = call(workdir, photos, f"--out={tmp_path}", *flags)
+    assert status == 2 and message in err and not list(tmp_path.iterdir())
