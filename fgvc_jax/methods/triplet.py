@@ -148,8 +148,8 @@ def batch_hard(distances, same, other, margin):
 
     The mean over anchors; with margin None softplus in place of the hinge.
     """
-    farthest = jnp.where(same, distances, 0).max(1)
-    nearest = jnp.where(other, distances, jnp.inf).min(1)
+    farthest = _at(distances, jnp.argmax(jnp.where(same, distances, -1), axis=1))
+    nearest = _at(distances, jnp.argmin(jnp.where(other, distances, jnp.inf), axis=1))
     valid = same.any(1) & other.any(1)
     excess = jnp.where(valid, farthest - nearest, 0)
     losses = jax.nn.softplus(excess) if margin is None else jax.nn.relu(excess + margin)
@@ -164,12 +164,23 @@ def semi_hard(distances, same, other, margin):
     Holds B^3 numbers.
     """
     farther = other[:, None, :] & (distances[:, None, :] > distances[:, :, None])
-    outside = jnp.where(farther, distances[:, None, :], jnp.inf).min(2)
-    inside = jnp.where(other, distances, 0).max(1, keepdims=True)
-    negative = jnp.where(farther.any(2), outside, inside)
+    nearest = jnp.argmin(jnp.where(farther, distances[:, None, :], jnp.inf), axis=2)
+    farthest = jnp.argmax(jnp.where(other, distances, -1), axis=1)[:, None]
+    negative = _at(distances, jnp.where(farther.any(2), nearest, farthest))
     valid = same & other.any(1, keepdims=True)
     losses = jax.nn.relu(distances - negative + margin)
     return _mean(losses, valid), _mean(losses > 0, valid)
+
+
+def _at(distances, index):
+    """distances [B, B] at columns [B] or [B, N] of each row. First of equals, as torch's `max`.
+
+    In place of `max`, whose gradient compares each value with the largest: XLA:CPU may compute both with
+    other roundings, and then finds none equal.
+    """
+    if index.ndim == 1:
+        return jnp.take_along_axis(distances, index[:, None], axis=1)[:, 0]
+    return jnp.take_along_axis(distances, index, axis=1)
 
 
 def _mean(values, mask):
