@@ -35,10 +35,10 @@ METHODS = {
     # BatchNorm, since an untrained net gives all images nearly one embedding (cosine 0.97).
     "triplet": ({"embedding": 128, "batch_norm": True, "mining": "batch_all"}, 1),
     "bilinear": ({"reduction": 128}, 1),
-    "fbsd": ({"hidden": 128, "width": 256}, 1),
-    "pim": ({"width": 128, "num_selects": (64, 32, 16, 8)}, 1),
+    "fbsd": ({"hidden": 64, "width": 128}, 1),
+    "pim": ({"width": 64, "num_selects": (64, 32, 16, 8)}, 1),
     "mmal": ({"windows": "2 of 1x1 1x2 2x1, 2 of 2x2"}, 3),
-    "cmal": ({"hidden": 128, "width": 256}, 5),
+    "cmal": ({"hidden": 64, "width": 128}, 5),
 }
 PIPELINE = "finenet"
 ROWS = (*METHODS, PIPELINE)

@@ -1,4 +1,4 @@
-"""The classifier of a finished run, to classify images with: `fgvc_jax.load(RUN).predict(images)`."""
+"""The model of a finished run in use: `fgvc_jax.load(RUN).predict(images)`, or `.embed(images)`."""
 
 import itertools
 import os
@@ -19,7 +19,7 @@ from fgvc_jax.data.sources import EXTENSIONS, read_image
 from fgvc_jax.errors import UserError
 from fgvc_jax.model import predictor, read_done, restore
 from fgvc_jax.train import tree
-from fgvc_jax.trained import Found, find
+from fgvc_jax.trained import Found, find, gives_classes
 
 Image = str | os.PathLike | np.ndarray
 Images = Sequence[Image]
@@ -34,7 +34,7 @@ class Answer(NamedTuple):
 
 
 class Classifier:
-    """A trained classifier.
+    """A trained classifier, or a model that only embeds (method 'triplet'), which has no `predict`.
 
     Attributes:
       phase: the folder of the training phase.
@@ -60,10 +60,11 @@ class Classifier:
         Raises:
           UserError: for an image that cannot be read, by name; no images.
         """
+        self.check_classes()
         return _softmax(self._all(images, batch, "scores"))
 
     def embed(self, images: Images, batch: int = 64) -> np.ndarray:
-        """Pooled features of the backbone, float32 [N, D]; arguments and errors as for `predict`."""
+        """The method's embedding, float32 [N, D]; arguments and errors as for `predict`."""
         return self._all(images, batch, "embedding").astype(np.float32)
 
     def stream(self, images: Iterable[Image], batch: int = 64) -> Iterator[Answer]:
@@ -76,8 +77,17 @@ class Classifier:
           images: files or arrays, as for `predict`; any iterable.
           batch: images at a time, rounded up to a multiple of the devices.
         """
+        self.check_classes()
         for image, outputs, error in self._outputs(images, batch, "scores"):
             yield Answer(image, None if outputs is None else _softmax(outputs), error)
+
+    def check_classes(self) -> None:
+        """UserError for a model that only embeds."""
+        if not gives_classes(self.specification):
+            raise UserError(
+                f"{self.phase} holds a {self.specification.method!r} model, which embeds images and gives no "
+                "classes: fgvc_jax.load(RUN).embed(images)."
+            )
 
     @property
     def static(self) -> tree.Static:

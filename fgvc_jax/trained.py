@@ -12,6 +12,7 @@ from fgvc_jax.errors import UserError, choose
 from fgvc_jax.model import Specification, load_specification, read_done
 from fgvc_jax.train.checkpoint import METRIC
 
+KINDS = ("classify", "retrieve")  # evaluators of models that take single images
 REFIT = "refit"  # in a run's folder, its second training, on train + val
 
 
@@ -24,9 +25,9 @@ class Found(NamedTuple):
 
 
 def find(run: str | os.PathLike, phase: str = "", which: str = "best") -> Found:
-    """The trained classifier of a run.
+    """The trained classifier of a run; of a run that has none, its embedding model (evaluator 'retrieve').
 
-    Without a phase it is the classifier that is best on validation, of equals the one finished last. Where
+    Without a phase it is the one that is best on validation, of equals the one finished last. Where
     the run was refitted on train + val, it is the refitted model of that phase, at its last step: the refit
     has no validation images to choose by, and its lengths were chosen so that the last step is the model.
 
@@ -75,22 +76,28 @@ def find(run: str | os.PathLike, phase: str = "", which: str = "best") -> Found:
     return best
 
 
+def gives_classes(specification: Specification) -> bool:
+    """Whether the model is a classifier."""
+    return methods.get(specification.method).evaluator == "classify"
+
+
 def _best_on_validation(run: Path, which: str) -> Found | None:
-    """The best finished classifier in a folder, of equals the latest; None where there is none."""
-    best, highest = None, -np.inf
+    """The best finished classifier in a folder, of equals the latest; else the best embedding model."""
+    best, highest = None, (False, -np.inf)
     for path in sorted(run.glob("*/DONE.json"), key=lambda file: file.stat().st_mtime):
         if not (path.parent / "model.json").exists():
             continue
         specification = load_specification(path.parent / "model.json")
         value = read_done(path.parent)["validation"]["best"].get(METRIC, 0.0)
-        if methods.get(specification.method).evaluator == "classify" and value >= highest:
-            best, highest = Found(path.parent, which, specification), value
+        rank = (gives_classes(specification), value)
+        if methods.get(specification.method).evaluator in KINDS and rank >= highest:
+            best, highest = Found(path.parent, which, specification), rank
     return best
 
 
 def _classifier(folder: Path, which: str) -> Found:
     specification = load_specification(folder / "model.json")
-    if methods.get(specification.method).evaluator != "classify":
+    if methods.get(specification.method).evaluator not in KINDS:
         raise UserError(
             f"{folder} holds a {specification.method!r} model, which does not give classes."
         )

@@ -60,6 +60,7 @@ def main() -> int:
     from fgvc_jax.inference import load
 
     classifier = load(arguments.run)
+    classifier.check_classes()
     if arguments.format == "competition" and not classifier.class_ids:
         raise UserError(
             f"--format=competition wants class ids, but the classes of {arguments.run} have names only "

@@ -52,8 +52,9 @@ def explain(
       truth: the class of an image, -1 where it is not known.
 
     Raises:
-      UserError: a model of one class.
+      UserError: a model of one class, or one that only embeds.
     """
+    classifier.check_classes()
     if len(classifier.classes) < 2:
         raise UserError(f"{classifier.phase} knows one class; there is nothing to tell apart.")
     batch = -(-batch // jax.device_count()) * jax.device_count()

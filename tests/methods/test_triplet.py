@@ -11,6 +11,7 @@ import tiny
 from flax import nnx
 from PIL import Image
 
+import fgvc_jax
 from fgvc_jax import methods
 from fgvc_jax.backbones.features import Features
 from fgvc_jax.errors import UserError
@@ -367,6 +368,12 @@ def test_it_trains_on_a_folder_and_is_judged_on_classes_that_it_has_not_seen(
     val = [x for x in map(json.loads, lines) if x["kind"] == "val"]
     assert len(val) == 2 and all({"cosine_same", "cosine_other"} <= x.keys() for x in val)
     assert any("finetune, test" in line for line in caplog.messages)
+    # In use it embeds, and says that it knows no classes.
+    model = fgvc_jax.load(tmp_path / "run")
+    files = [tmp_path / "photos" / name for name in list(splits["test"])[:4]]
+    np.testing.assert_allclose(model.embed(files), embedding[:4], rtol=0, atol=1e-5)  # float32
+    with pytest.raises(UserError, match="embeds images and gives no classes"):
+        model.predict(files)
 
 
 def test_classification_is_read_off_with_the_training_images_as_gallery(tmp_path):
