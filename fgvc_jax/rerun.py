@@ -10,21 +10,27 @@ from fgvc_jax import lengths, phases
 from fgvc_jax.data.manifest import Manifest, Split
 from fgvc_jax.errors import UserError
 
+FEW_CLASSES = 8  # of a dry run
+
 
 def shrink(config: ConfigDict) -> ConfigDict:
-    """Two steps of every training phase."""
+    """Two steps of every training phase. A P x K batch has no more classes than `few_images` keeps."""
     config = config.copy_and_resolve_references()
     for name in phases.trained(config):
-        config[name].length = config[name].validation.every = "2 steps"
+        section = config[name]
+        section.length = section.validation.every = "2 steps"
+        if section.sampler.name == "classes_by_images":
+            section.batch = min(section.batch, FEW_CLASSES * section.sampler.images_per_class)
     return config
 
 
 def few_images(manifest: Manifest, limit: int = 64) -> Manifest:
-    """At most `limit` images a split, from as few classes as fill it, so that there are pairs to mine."""
+    """At most `limit` images a split, eight a class, so that there are pairs to mine."""
     splits = {}
     for name, split in manifest.splits.items():
         order = np.argsort(split.labels, kind="stable")
-        by_class = [order[split.labels[order] == label][:8] for label in np.unique(split.labels)]
+        each = limit // FEW_CLASSES
+        by_class = [order[split.labels[order] == x][:each] for x in np.unique(split.labels)]
         chosen = np.sort(np.concatenate(by_class)[:limit])
         splits[name] = Split(tuple(split.files[i] for i in chosen), split.labels[chosen])
     return dataclasses.replace(manifest, splits=splits)

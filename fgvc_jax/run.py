@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from fgvc_jax import checks, files, methods, phases, plan, rerun, workdir
 from fgvc_jax import mesh as meshes
+from fgvc_jax.context import transfer
 from fgvc_jax.context.data import Data
 from fgvc_jax.context.models import Models, view_of
 from fgvc_jax.context.run import Run
@@ -59,10 +60,8 @@ def run(
       Interrupted: after Ctrl-C or SIGTERM; the same call goes on.
     """
     config = protocols.apply(phases.complete(config))
-    if config.init.run or config.init.file:
-        # They bring all that these would give.
-        config.model.pretrained = config.model.second_pretrained = ""
     checks.check(config)
+    config = transfer.without_pretrained(config)
     folder = Path(folder).expanduser().resolve()
     sources = _sources(reuse)
     if dry_run:
@@ -91,6 +90,8 @@ def run(
     if not dry_run:
         manifest = load.split(manifest, config.data, look.facts)
     rerun.check_refit(config, manifest)
+    if config.init.run and not dry_run:
+        transfer.check_images(config.init.run, manifest)
     results: dict[str, dict[str, Result]] = {}
     with workdir.locked(folder, main), Stop() as stop:
         findings = doctor.judge(
@@ -170,11 +171,13 @@ def _find_inputs(config: ConfigDict) -> manifests.Manifest:
     except UserError as error:
         missing.append(str(error))
     weights = list(filter(None, (config.model.pretrained, config.model.second_pretrained)))
+    weights += [config.init.file] if config.init.file else []
     for source in weights:
         try:
             published.find(source)
         except UserError as error:
-            missing.append(str(error))
+            where = "config.init.file: " if source == config.init.file else ""
+            missing.append(f"{where}{error}")
     if missing:
         raise UserError("\n".join(missing))
     for source in weights:

@@ -79,7 +79,7 @@ def claim(config: ConfigDict, manifest: manifests.Manifest, workdir: Path, main:
 def _differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """The keys that differ, one line each. A key that one of them lacks counts as at its default there."""
     there, here = configs.plain(old), configs.plain(new)
-    usual = configs.plain(configs.base())
+    usual = configs.plain(phases.complete_base(new))
     for name in phases.sections(new):
         own = phases.complete_defaults(new[name])
         usual |= {f"{name}.{key}": value for key, value in configs.plain(own).items()}

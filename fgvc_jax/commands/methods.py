@@ -89,14 +89,14 @@ def _table(backbone: str, size: int, classes: int) -> Iterator[str]:
         except (UserError, ValueError, TypeError) as error:
             yield f"  does not work here: {error}"
             continue
-        forward, backward = module.cost
+        forward, backward, in_use = module.cost
         params = tree.weights(module)["params"]
         own = sum(x.size for path, x in params.items() if not path.startswith("backbone/"))
         yield (
-            f"  cost {forward:g} + {backward:g} passes, {(forward + 2 * backward) / 3:.3g} x; updates a step "
-            f"{len(module.updates)}; {own / 1e6:.2f} M parameters beyond the backbone's"
+            f"  cost {forward:g} + {backward:g} passes, {(forward + 2 * backward) / 3:.3g} x; in use "
+            f"{in_use:g}; updates a step {len(module.updates)}; {own / 1e6:.2f} M parameters of its own"
         )
-        taps = getattr(module, "taps", ())
+        taps = module.taps
         yield f"  reads {', '.join(taps) if taps else 'the pooled features'}; judged by {module.evaluator}"
         own = ", ".join(f"{k}={v!r}" for k, v in methods.arguments(name).items())
         yield f"  arguments: {own}"

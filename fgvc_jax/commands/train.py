@@ -111,13 +111,21 @@ def _parse(values: flags.FlagValues) -> tuple[list[str], dict[str, str]]:
 
 def _with_arguments(config: ConfigDict, given: dict[str, str]) -> ConfigDict:
     """The config with all arguments of its backbone and methods, set where the command line sets them."""
+    from fgvc_jax import methods
     from fgvc_jax.phases import complete, sections
 
     with config.unlocked():
         for key, text in given.items():
             name, _, argument = key.partition(".arguments.")
             if not argument:
-                config[name.partition(".")[0]].arguments = {}
+                section = config[name.partition(".")[0]]
+                known = (
+                    methods.arguments(section.method, f"config.{name}")
+                    if "method" in section
+                    else ()
+                )
+                kept = {k: v for k, v in section.arguments.items() if k in known}
+                section.arguments = kept
                 continue
             choose(name, ["model", *sections(config)], f"--config.{key}: section")
             try:

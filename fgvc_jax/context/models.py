@@ -72,6 +72,8 @@ class Models:
     def _method_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The method's, and for a second backbone, where they are the usual ones, what its weights want."""
         name, source = arguments.get("second"), self.config.model.second_pretrained
+        if self.config.init.run and not source:
+            return transfer.second_arguments(self.config.init.run, arguments)
         if not (name and source):
             return arguments
         own, wants = self._second_wants(name, tuple(arguments["second_arguments"]))
@@ -95,10 +97,11 @@ class Models:
     def starting_model(self, specification: Specification) -> nnx.Module:
         """The model before any training: an earlier run's, pretrained, or from scratch."""
         module, init = specification.build(self.config.seed), self.config.init
-        if init.run:
-            return transfer.from_run(module, specification, init.run, self.mesh)
         if init.file:
             return transfer.from_file(module, specification, init.file)
+        if init.run:
+            nets = transfer.NETS[:1] if self.config.model.second_pretrained else transfer.NETS
+            module = transfer.from_run(module, specification, init.run, self.mesh, nets)
         pretrained = dict(self._pretrained) if self.config.model.pretrained else {}
         if self.config.model.second_pretrained and module.second is not None:
             own = specification.method_arguments
@@ -114,6 +117,11 @@ class Models:
 
             module = tree.merge(static, take(params), take(batch_stats))
         return module
+
+    def check_start(self, section: ConfigDict) -> None:
+        """Raises UserError where a training section starts from a checkpoint that does not fit its model."""
+        if self.config.init.file and not section.init.phase:
+            transfer.check_file(self.specify(section), self.config.init.file)
 
     @functools.cached_property
     def _pretrained(self) -> tree.Flat:

@@ -2,25 +2,31 @@
 
 import dataclasses
 import functools
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from fgvc_jax import mesh as meshes
 from fgvc_jax import model
 from fgvc_jax.backbones import Preprocessing
+from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.errors import UserError
 from fgvc_jax.model import Specification
 from fgvc_jax.train import tree
 from fgvc_jax.trained import Found, find
-from fgvc_jax.weights import originals
+from fgvc_jax.weights import TABLES, originals
 
 log = logging.getLogger(__name__)
+
+NETS = ("backbone/", "second/")  # all else is a head
 
 
 @functools.cache
@@ -53,8 +59,13 @@ def backbone_arguments(run: str, backbone: str, arguments: dict[str, Any], usual
     for name, value in theirs.backbone_arguments.items():
         # Stochastic depth is how a net is trained, not what it is.
         if name != "stochastic_depth" and result[name] == usual[name]:
-            result[name] = tuple(value) if isinstance(value, list) else value
+            result[name] = _tuples(value)
     return result
+
+
+def _tuples(value: Any) -> Any:
+    """As it was before JSON made lists of it."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def preprocessing(run: str, usual: Preprocessing) -> Preprocessing:
@@ -63,14 +74,58 @@ def preprocessing(run: str, usual: Preprocessing) -> Preprocessing:
     return usual._replace(mean=view.mean, std=view.std, interpolation=view.interpolation)
 
 
-def from_run(module: nnx.Module, specification: Specification, run: str, mesh: Mesh) -> nnx.Module:
+def second_arguments(run: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """A method's arguments, those of its second backbone the earlier run's, where that had the same one."""
+    theirs = earlier(run).specification.method_arguments
+    if not arguments.get("second") or theirs.get("second") != arguments["second"]:
+        return arguments
+    names = ("second_arguments", "second_scale", "second_shift")
+    return arguments | {name: _tuples(theirs[name]) for name in names}
+
+
+def check_images(run: str, manifest: Manifest) -> None:
+    """Raises UserError where the earlier run was trained on images that are to test this one.
+
+    Warns where it was trained on those that are to choose checkpoints.
+    """
+    home = next((p for p in earlier(run).folder.parents if (p / "manifest.json").exists()), None)
+    if home is None:
+        return
+    content = json.loads((home / "manifest.json").read_text(errors="surrogateescape"))
+    if not manifest.root or content.get("root") != manifest.root:
+        return
+    seen = set(content["splits"]["train"])
+    for name in {"val", "test"} & manifest.splits.keys():
+        files = manifest.splits[name].files
+        again = len(seen.intersection(files))
+        said = (
+            f"config.init.run = {run!r} was trained on {again:,} of the {len(files):,} images of this run's "
+            f"{name} split."
+        )
+        if again and name == "test":
+            raise UserError(f"{said} Its accuracy would mean nothing: use the same split in both.")
+        if again:
+            log.warning("warning: %s What they choose is too optimistic.", said)
+
+
+def from_run(
+    module: nnx.Module,
+    specification: Specification,
+    run: str,
+    mesh: Mesh,
+    nets: tuple[str, ...],
+) -> nnx.Module:
     """The module with the weights of an earlier run.
 
-    Arrays with the path and shape of one there are taken. Of an array with an axis over the classes, such as
-    a head's kernel, those of the classes that both have, by name; the other classes' stay fresh.
+    Arrays with the path and shape of one there are taken; position embeddings of another image size are
+    resized. Of an array with an axis over the classes, such as a head's kernel, those of the classes that
+    both have are taken, by name; the other classes' stay fresh. Heads are taken of the same method only.
+
+    Args:
+      nets: beginnings of paths, such as 'backbone/', of which every array has to be found.
 
     Raises:
-      UserError: an array of the backbone has no counterpart.
+      UserError: an array of a net has no counterpart.
     """
     found = earlier(run)
     _, weights = model.restore(found.specification, found.folder, found.which, mesh)
@@ -78,27 +133,37 @@ def from_run(module: nnx.Module, specification: Specification, run: str, mesh: M
     theirs = weights["params"] | weights["batch_stats"]
     axes = class_axes(specification)
     same_classes = specification.classes == found.specification.classes
-    taken, shared = 0, shared_classes(found.specification.classes, specification.classes)
+    same_method = specification.method == found.specification.method
+    shared = shared_classes(found.specification.classes, specification.classes)
 
-    def take(path: str, fresh):
-        nonlocal taken
-        old, axis = theirs.get(path), axes.get(path)
-        if old is not None and axis is not None and not same_classes:
-            merged = _by_class(meshes.to_host(old), np.asarray(fresh), axis, *shared)
-            taken += merged is not None
-            return fresh if merged is None else jnp.asarray(merged, fresh.dtype)
-        if old is not None and old.shape == fresh.shape:
-            taken += 1
-            return jnp.asarray(old, fresh.dtype)
-        if path.startswith("backbone/"):
-            shape = None if old is None else old.shape
-            raise UserError(
-                f"config.init.run = {run!r}: {path} is {shape} there and {fresh.shape} here. Both runs need "
-                "one backbone with the same arguments."
-            )
-        return fresh
+    def take(path: str, fresh) -> jax.Array | None:
+        """The array for a path; None = the fresh one."""
+        old, axis, net = theirs.get(path), axes.get(path), path.startswith(NETS)
+        if old is None or not (net or same_method):
+            return None
+        if axis is not None and not same_classes:
+            return _by_class(meshes.to_host(old), np.asarray(fresh), axis, *shared)
+        if old.shape == fresh.shape:
+            return old
+        if not net:
+            return None
+        part, _, name = path.partition("/")
+        part = getattr(module, part)
+        fit = TABLES[type(part)].resize(part, name, old.shape, fresh.shape)
+        return fit(jnp.asarray(old, jnp.float32)) if fit else None
 
-    ours = [{path: take(path, x) for path, x in arrays.items()} for arrays in ours]
+    taken = 0
+    for arrays in ours:
+        for path, fresh in arrays.items():
+            value = take(path, fresh)
+            if value is not None:
+                arrays[path], taken = jnp.asarray(value, fresh.dtype), taken + 1
+            elif path.startswith(nets):
+                shape = theirs[path].shape if path in theirs else "missing"
+                raise UserError(
+                    f"config.init.run = {run!r}: {path} is {shape} there and {fresh.shape} here. Both runs "
+                    "need the same nets with the same arguments."
+                )
     log.info(
         "  starts from %s: %s arrays taken, %s fresh; of %s classes %s are known by name",
         found.folder,
@@ -108,6 +173,19 @@ def from_run(module: nnx.Module, specification: Specification, run: str, mesh: M
         len(shared[0]),
     )
     return tree.merge(static, *ours)
+
+
+def without_pretrained(config: ConfigDict) -> ConfigDict:
+    """The config without the weights for which `init` has others, and with the earlier run's whole path."""
+    init, settings = config.init, config.model
+    if init.run:
+        init.run = str(Path(init.run).expanduser().resolve())
+        settings.pretrained = ""
+        if earlier(init.run).specification.method_arguments.get("second"):
+            settings.second_pretrained = ""
+    elif init.file:
+        settings.pretrained = settings.second_pretrained = ""
+    return config
 
 
 def from_file(module: nnx.Module, specification: Specification, source: str) -> nnx.Module:
@@ -123,6 +201,12 @@ def from_file(module: nnx.Module, specification: Specification, source: str) -> 
         {path: jnp.asarray(arrays.get(path, x), x.dtype) for path, x in one.items()} for one in ours
     ]
     return tree.merge(static, *ours)
+
+
+def check_file(specification: Specification, source: str) -> None:
+    """Raises what `from_file` would, but for values that are not finite: only names and shapes are read."""
+    module, axes = nnx.eval_shape(specification.build), class_axes(specification)
+    originals.match(module, specification.method, source, may_differ=set(axes))
 
 
 def class_axes(specification: Specification) -> dict[str, int]:
@@ -146,9 +230,10 @@ def shared_classes(theirs: tuple[str, ...], ours: tuple[str, ...]) -> tuple[list
 
 
 def _by_class(old: np.ndarray, fresh: np.ndarray, axis: int, there, here) -> np.ndarray | None:
-    """Fresh, with the old values of the classes that both have; None where the other axes differ."""
+    """Fresh with the old values of the classes that both have; None without any, or for other shapes."""
     if (
-        old.ndim != fresh.ndim
+        not there
+        or old.ndim != fresh.ndim
         or np.delete(old.shape, axis).tolist() != np.delete(fresh.shape, axis).tolist()
     ):
         return None

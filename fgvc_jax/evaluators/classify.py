@@ -1,5 +1,7 @@
 """Classifiers: accuracy on validation and test, beside rows that cost nothing, and a paired test."""
 
+import dataclasses
+
 import jax
 import numpy as np
 
@@ -107,8 +109,15 @@ def _free_rows(scorer: Scorer, phase: str) -> list[dict]:
     """The commonest training class, and a kNN vote on the features that training started from."""
     models, data, k = scorer.models, scorer.data, scorer.section.neighbours
     labels = {split: data.labels(split) for split in data.sizes}
-    module = models.starting_model(models.specify(models.config[phase]))
-    weights = tree.weights(module)
+    specification = models.specify(models.config[phase])
+    begun = tree.weights(models.starting_model(specification))
+    # The backbone's own features, whatever the method makes of them.
+    plain = dataclasses.replace(specification, method="baseline", method_arguments={})
+    module = plain.build()
+    weights = {
+        kind: arrays | {p: x for p, x in begun[kind].items() if p.startswith("backbone/")}
+        for kind, arrays in tree.weights(module).items()
+    }
     weights = jax.device_put(weights, meshes.shardings(weights, models.mesh))
     embedded = {
         split: scorer.outputs(module, weights, split)["embedding"]

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fgvc_jax.errors import UserError
+
 
 class Tapped(NamedTuple):
     """One forward pass and its gradients at a tap.
@@ -37,6 +39,9 @@ def at_tap(
     Args:
       predict: a method's, called as predict(images, edit=edit).
       classes: int [B, K], or a function of the scores [B, C] that gives them.
+
+    Raises:
+      UserError: the method does not hand `edit` on.
     """
 
     def run(delta, found: dict) -> dict[str, jax.Array]:
@@ -51,6 +56,10 @@ def at_tap(
     def shape_of(images):
         found: dict = {}
         run(None, found)
+        if tap not in found:
+            raise UserError(
+                f"the method does not hand `edit` to its backbone: {tap!r} was not reached."
+            )
         return found[tap]
 
     shape = jax.eval_shape(shape_of, images_BHWC)

@@ -66,6 +66,11 @@ def explain(
         found = jax.device_get(
             step(weights["params"], weights["batch_stats"], pixels, sizes, known)
         )
+        if not found["reached"]:
+            raise UserError(
+                f"{classifier.phase}: the scores of method {classifier.specification.method!r} do not depend "
+                "on the map at its cam_tap (see fgvc_jax/methods/_base.py), so no heat can be drawn."
+            )
         for i, (image, error) in enumerate(chunk):
             if error:
                 yield Heat(image, None, None, None, None, None, error)
@@ -95,13 +100,14 @@ def _step(static: tree.Static, view: View, dtype: str) -> Callable:
             true = jnp.where(known >= 0, known, best[:, PREDICTED])
             return jnp.concatenate([best, true[:, None]], axis=1)
 
-        found = cam.at_tap(module.predict, images, module.backbone.info.cam_tap, classes)
+        found = cam.at_tap(module.predict, images, module.cam_tap, classes)
         wide = [x.astype(jnp.float32) for x in (found.activations, *found.gradients)]
         grey = images.astype(jnp.float32) * jnp.array(view.std) + jnp.array(view.mean)
         scores = found.outputs["scores"].astype(jnp.float32)
         result = {
             "seen": jnp.clip(jnp.round(255 * grey), 0, 255).astype(jnp.uint8),
             "probabilities": jax.nn.softmax(scores),
+            "reached": jnp.any(found.gradients != 0),
             "classes": classes(scores),
             "maps": {
                 kind: jnp.stack([cam.unit(function(wide[0], g)) for g in wide[1:]])

@@ -71,6 +71,8 @@ def _layout(specification: Specification, module: nnx.Module) -> Layout:
     usual = backbones.arguments(name)
     for argument, value in specification.backbone_arguments.items():
         value = tuple(value) if isinstance(value, list) else value  # as JSON has it
+        if argument == "stochastic_depth":
+            continue  # how it was trained, not what it computes
         if argument not in known and value != usual.get(argument):
             raise UserError(f"timm's {name} cannot be made with {argument}={value!r}.")
     otherwise = refusal(layout, module.backbone, name)

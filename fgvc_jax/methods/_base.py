@@ -36,11 +36,12 @@ class Cost(NamedTuple):
     """Passes through the backbone that one training example takes, in images of the full size.
 
     A method that also looks at a crop of half the side adds 0.25. The plan's times, `images/s` and the
-    comparison of budgets count with it.
+    comparison of budgets count with it. `predict`: the passes of an image in use.
     """
 
     forward: float
     backward: float
+    predict: float = 1.0
 
 
 class Method(nnx.Module):
@@ -71,6 +72,14 @@ class Method(nnx.Module):
 
     backbone: nnx.Module
     second: nnx.Module | None = None
+    taps: tuple[
+        str, ...
+    ] = ()  # names of the maps that it reads, where these are not the pooled features
+
+    @property
+    def cam_tap(self) -> str:
+        """The tap at which heat maps are drawn: the deepest that the scores depend on."""
+        return self.backbone.info.cam_tap
 
     @property
     def updates(self) -> tuple[Callable[[Batch, Carry, Context], tuple], ...]:
@@ -109,6 +118,8 @@ class Method(nnx.Module):
         Returns:
           Arrays with leading axis B. The evaluator says which it reads: 'classify' scores [B, C] (logits)
           and embedding [B, D]; 'verify' scores [B] (logit of "same class"); 'retrieve' embedding [B, D].
+          A method whose `edit` reaches the pass of a part of the image names that part as box, int [B, 4]:
+          first row, first column, last row, last column in pixels.
         """
         raise NotImplementedError(f"{type(self).__module__} does not define predict")
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fgvc_jax import backbones
+from fgvc_jax.backbones.features import wide
 from fgvc_jax.errors import choose
 from fgvc_jax.layers import dropout as drop
 from fgvc_jax.methods._base import Cost, accuracy, check_smoothing, mixed_labels, torch_linear
@@ -73,6 +74,7 @@ class Method(Base):
         types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.backbone, self.dropout, self.label_smoothing = backbone, dropout, label_smoothing
         self.tap = _tap(backbone.info, tap, "tap")
+        self.taps = (self.tap.name,)
         self.reduce = _reduction(self.tap, reduction, types)
         widths = [min(self.tap.channels, reduction or self.tap.channels)] * 2
         if second:
@@ -85,15 +87,20 @@ class Method(Base):
             )
             self.second_scale, self.second_shift = tuple(second_scale), tuple(second_shift)
             self.second_tap = _tap(self.second.info, second_tap, "second_tap")
+            self.taps += (f"second/{self.second_tap.name}",)
             self.second_reduce = _reduction(self.second_tap, reduction, types)
             widths[1] = min(self.second_tap.channels, reduction or self.second_tap.channels)
         self.head = torch_linear(widths[0] * widths[1], num_classes, **types)
 
     @property
+    def cam_tap(self):
+        return self.tap.name
+
+    @property
     def cost(self):
         """A pass through each backbone counts one, whatever its size."""
         passes = 1 if self.second is None else 2
-        return Cost(forward=passes, backward=passes)
+        return Cost(forward=passes, backward=passes, predict=passes)
 
     def update(self, batch, carry, context):
         """One update on batch['image'] [B, S, S, 3] and batch['label'] int [B]."""
@@ -140,9 +147,12 @@ def bilinear(first, second, eps=1e-5):
     The mean over the image of the products of every two channels, then sign(x) sqrt(|x| + eps), whose
     gradient at 0 is 0, then the L2 norm. A sum in place of the mean would differ in the weight of eps alone.
     """
-    wide = jnp.promote_types(first.dtype, jnp.float32)
+    dtype = jnp.promote_types(first.dtype, jnp.float32)
     cells = first.shape[1] * first.shape[2]
-    products = jnp.einsum("bhwc,bhwd->bcd", first, second, preferred_element_type=wide) / cells
+    products = jnp.einsum(
+        "bhwc,bhwd->bcd", first, second, preferred_element_type=dtype, precision="highest"
+    )
+    products /= cells
     x = products.reshape(len(products), -1)
     x = jnp.sign(x) * jnp.sqrt(jnp.abs(x) + eps)
     return x / jnp.sqrt(jnp.maximum(jnp.square(x).sum(1, keepdims=True), 1e-24))
@@ -152,8 +162,10 @@ def average_to(x_BHWC, grid):
     """The map on a coarser grid: each of its cells is the mean over the area that it covers."""
     for axis, cells in enumerate(grid, start=1):
         if x_BHWC.shape[axis] != cells:
-            weights = jnp.asarray(_areas(x_BHWC.shape[axis], cells), x_BHWC.dtype)
-            x_BHWC = jnp.moveaxis(jnp.tensordot(x_BHWC, weights, (axis, 1)), -1, axis)
+            x = wide(x_BHWC)
+            weights = jnp.asarray(_areas(x.shape[axis], cells), x.dtype)
+            x = jnp.tensordot(x, weights, (axis, 1), precision="highest")
+            x_BHWC = jnp.moveaxis(x, -1, axis).astype(x_BHWC.dtype)
     return x_BHWC
 
 

@@ -2,8 +2,8 @@
 
 An expert is the backbone up to a tap, a branch and a classifier. Its attention is the class activation map of
 its own prediction; the box around it, cut out and enlarged, is what another expert may get to see. The scores
-are the sum of the logits of all N experts and of their concatenation, on the image and on the region to which
-all experts attend together.
+are the mean of the logits of all N experts and of their concatenation, on the image and on the region to
+which all experts attend together (the authors' sum, divided by its terms, so that probabilities are usable).
 
 Source: Liu et al. 2023, "Learn from each other to classify better: Cross-layer mutual attention learning for
 fine-grained visual classification", Pattern Recognition 140, 109550; METHODS.md F.
@@ -64,6 +64,10 @@ class Method(Base):
         self.threshold, self.padding, self.label_smoothing = threshold, padding, label_smoothing
 
     @property
+    def cam_tap(self):
+        return self.taps[-1]
+
+    @property
     def updates(self):
         """The deepest expert, the others deep to shallow, all on their region, all on the image."""
         others = reversed(range(len(self.taps) - 1))
@@ -73,7 +77,7 @@ class Method(Base):
     @property
     def cost(self):
         """A full pass for every update, though the gradient of a shallow expert ends at its tap."""
-        return Cost(forward=len(self.updates), backward=len(self.updates))
+        return Cost(forward=len(self.updates), backward=len(self.updates), predict=2)
 
     def deepest(self, batch, carry, context):
         """Trains the deepest expert; hands on the maps and predictions of all, [B, ...] an expert."""
@@ -123,7 +127,9 @@ class Method(Base):
         predicted = [jnp.argmax(x, axis=1) for x in logits[:-1]]
         boxes = self.boxes(maps, predicted, images.shape[1])
         closer, _, _ = self.forward(crop(images, boxes[:, -1]))
-        return {"scores": sum(logits) + sum(closer), "embedding": embedding, "boxes": boxes}
+        every = [*logits, *closer]
+        scores = sum(every) / len(every)
+        return {"scores": scores, "embedding": embedding, "boxes": boxes}
 
     def forward(self, images, edit=None, keys=None):
         """(logits [B, C] of each expert and of all together, embedding, maps [B, h, w, width])."""
@@ -146,7 +152,9 @@ class Method(Base):
         for x, classes, classifier in zip(maps, predicted, self.heads.classifiers, strict=True):
             # The class activation map through both linear layers, as if nothing lay between (METHODS.md F.2).
             of_class = wide(classifier.fc2.kernel[...]).T[classes]
-            vector = jnp.einsum("dh,bh->bd", wide(classifier.fc1.kernel[...]), of_class)
+            vector = jnp.einsum(
+                "dh,bh->bd", wide(classifier.fc1.kernel[...]), of_class, precision="highest"
+            )
             map_ = jnp.einsum("bhwd,bd->bhw", wide(x), vector, precision="highest")
             attention.append(_between_0_and_1(_enlarge(map_, size)))
         attention.append(_between_0_and_1(sum(attention)))

@@ -2,7 +2,7 @@
 
 Three parts: FBSM at three maps of the backbone (`Strips`); a branch for each boosted map; FDM, which adds to
 each branch what is least alike in the others (`diversify`). Each branch has a classifier and all together
-have one; the scores are the sum of their logits.
+have one; the scores are the mean of their logits.
 
 Source: Song & Yang 2021, "Feature Boosting, Suppression, and Diversification for Fine-Grained Visual
 Classification", arXiv 2103.02782; METHODS.md C.
@@ -97,6 +97,10 @@ class Method(Base):
         self.label_smoothing = label_smoothing
         self.fdm_factor, self.fdm_sim, self.dropout = gamma * fdm_scale, fdm_sim, dropout
 
+    @property
+    def cam_tap(self):
+        return self.taps[-1]
+
     def update(self, batch, carry, context):
         """One update on batch['image'] [B, S, S, 3] and batch['label'] int [B]."""
         logits, _ = self.forward(batch["image"], keys=context.keys)
@@ -112,7 +116,7 @@ class Method(Base):
         `edit` gets the maps as the backbone makes them, before they are boosted and suppressed.
         """
         logits, embedding = self.forward(images, edit)
-        return {"scores": sum(logits), "embedding": embedding}
+        return {"scores": sum(logits) / len(logits), "embedding": embedding}
 
     def forward(self, images, edit=None, keys=None):
         """(logits [B, C] of each branch and of all together, embedding [B, branches * width])."""
@@ -199,10 +203,10 @@ def diversify(cells: list[jax.Array], factor: float, similarity: str) -> list[ja
     result = list(cells)
     for i in range(len(cells)):
         for j in range(i + 1, len(cells)):
-            unlike = -jnp.einsum("bsd,bmd->bsm", units[i], units[j])
+            unlike = -jnp.einsum("bsd,bmd->bsm", units[i], units[j], precision="highest")
             here, there = jax.nn.softmax(unlike, axis=2), jax.nn.softmax(unlike, axis=1)
-            result[i] += factor * jnp.einsum("bsm,bmd->bsd", here, cells[j])
-            result[j] += factor * jnp.einsum("bsm,bsd->bmd", there, cells[i])
+            result[i] += factor * jnp.einsum("bsm,bmd->bsd", here, cells[j], precision="highest")
+            result[j] += factor * jnp.einsum("bsm,bsd->bmd", there, cells[i], precision="highest")
     return result
 
 

@@ -129,7 +129,7 @@ class Method(Base):
     @property
     def cost(self):
         passes = 2 + self.parts * (self.part_size / self.size) ** 2
-        return Cost(forward=passes, backward=passes)
+        return Cost(forward=passes, backward=passes, predict=2)
 
     def update(self, batch, carry, context):
         """One update on batch['image'] [B, S, S, 3] and batch['label'] int [B].

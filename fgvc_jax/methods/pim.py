@@ -189,6 +189,10 @@ class Method(Base):
         self.combiner = Combiner(sum(self.selects), width, num_classes, **kw)
         self.backbone, self.dropout, self.label_smoothing = backbone, dropout, label_smoothing
 
+    @property
+    def cam_tap(self):
+        return self.taps[-1]
+
     def update(self, batch, carry, context):
         """One update on batch['image'] [B, S, S, 3] and batch['label'] int [B]."""
         labels, smoothing = batch["label"], self.label_smoothing

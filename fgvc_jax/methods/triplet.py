@@ -113,10 +113,8 @@ def pairwise(embedding, distance):
 
     The root has 1e-12 under it, so that the gradient of two equal embeddings is no NaN.
     """
-    # The default precision of an accelerator's products would lose all that is near.
-    products = jnp.matmul(embedding, embedding.T, precision="highest")
-    squares = jnp.square(embedding).sum(1)
-    found = jnp.maximum(squares[:, None] + squares[None] - 2 * products, 0)
+    # From differences, B^2 D numbers: |a|^2 + |b|^2 - 2 a b would lose all that is near.
+    found = jnp.square(embedding[:, None] - embedding[None]).sum(-1)
     if distance == "euclidean":
         found = jnp.sqrt(found + 1e-12)
     return jnp.where(jnp.eye(len(found), dtype=bool), 0, found)

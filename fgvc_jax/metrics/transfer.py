@@ -4,11 +4,13 @@ Nearest neighbours are in `fgvc_jax.metrics.knn`.
 """
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from fgvc_jax.ops.knn import prepare
@@ -41,29 +43,25 @@ def centroid_accuracy(
     return float((found_N == np.asarray(query_labels_N)).mean())
 
 
-def probe_accuracy(
-    query_embeddings_ND: ArrayLike,
-    query_labels_N: ArrayLike,
+def fit_probe(
     train_embeddings_MD: ArrayLike,
     train_labels_M: ArrayLike,
     *,
     c: float = 1.0,
     iterations: int = 1000,
-) -> float:
-    """Accuracy of a linear probe: multinomial logistic regression on the training images.
+) -> Callable[[ArrayLike], np.ndarray]:
+    """A linear probe, embeddings [N, D] -> labels [N]: multinomial logistic regression on train.
 
     scikit-learn's, by L-BFGS from zero, so the same each time; features are standardised with the training
     images' mean and deviation, and half the squared norm of the weights is added to c times the summed loss.
 
     Args:
-      query_embeddings_ND, train_embeddings_MD: any float dtype, finite; computed in float64.
-      query_labels_N, train_labels_M: int; train has two classes or more.
+      train_embeddings_MD: any float dtype, finite; computed in float64.
+      train_labels_M: int, of two classes or more.
       iterations: at most; on classes that a plane parts, it may stop there, near its end.
     """
-    scaler = StandardScaler().fit(np.asarray(train_embeddings_MD, np.float64))
-    model = LogisticRegression(C=c, max_iter=iterations)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=iterations))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(scaler.transform(np.asarray(train_embeddings_MD, np.float64)), train_labels_M)
-    found = model.predict(scaler.transform(np.asarray(query_embeddings_ND, np.float64)))
-    return float((found == np.asarray(query_labels_N)).mean())
+        model.fit(np.asarray(train_embeddings_MD, np.float64), train_labels_M)
+    return lambda embeddings_ND: model.predict(np.asarray(embeddings_ND, np.float64))

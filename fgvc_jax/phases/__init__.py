@@ -125,7 +125,7 @@ def hash_of(
     """
     usual = complete_defaults(phase.section)
     own = configs.changed(phase.section, usual)
-    shared = configs.changed(phase.config, _complete_base(phase.config))
+    shared = configs.changed(phase.config, complete_base(phase.config))
     return configs.digest(
         {
             "kind": phase.section.kind,
@@ -150,7 +150,8 @@ def complete_defaults(section: ConfigDict) -> ConfigDict:
     return usual
 
 
-def _complete_base(config: ConfigDict) -> ConfigDict:
+def complete_base(config: ConfigDict) -> ConfigDict:
+    """The keys that every run has, at their defaults, with all arguments of the config's backbone."""
     usual = configs.base()
     usual.model.arguments = ConfigDict(backbones.arguments(config.model.backbone))
     return usual

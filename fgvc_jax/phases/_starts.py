@@ -10,8 +10,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from fgvc_jax import mesh as meshes
+from fgvc_jax import methods
 from fgvc_jax.context.data import Data
 from fgvc_jax.context.models import Models
+from fgvc_jax.context.transfer import NETS
 from fgvc_jax.data import sampler
 from fgvc_jax.data.feed import gather
 from fgvc_jax.model import Specification
@@ -22,7 +24,6 @@ from fgvc_jax.train.predict import predict_all
 log = logging.getLogger(__name__)
 
 HEADS = ("keep", "fresh", "means")
-NETS = ("backbone/", "second/")  # all else is the head
 BATCH_NORMS = ("keep", "estimate")
 
 Weights = dict[str, tree.Flat]  # {'params', 'batch_stats'}
@@ -50,19 +51,22 @@ def weights(
     # A draw of its own: a fresh head must not be the one that the fine-tune started from.
     module = specification.build(seed)
     ours = tree.weights(module)
-    _, _, source = models.trained(init.phase, init.checkpoint)
+    earlier, _, source = models.trained(init.phase, init.checkpoint)
+    alike = methods.get(earlier.method).evaluator == methods.get(specification.method).evaluator
     note = ""
     if init.interpolate:
         _, _, second = models.trained(init.interpolate, init.checkpoint)
         source = {
-            kind: tree.interpolate(source[kind], second[kind], init.alpha, "backbone/")
-            for kind in source
+            kind: tree.interpolate(source[kind], second[kind], init.alpha, NETS) for kind in source
         }
         note = f", interpolated with {init.interpolate} (alpha {init.alpha:g})"
     taken = 0
     for kind, arrays in source.items():
         for path, value in arrays.items():
-            if path in ours[kind] and (path.startswith(NETS) or init.head == "keep"):
+            head = not path.startswith(NETS)
+            fits = path in ours[kind] and ours[kind][path].shape == value.shape
+            # The head of an embedding is none of a classifier, even where the shapes agree.
+            if fits and not (head and (init.head != "keep" or not alike)):
                 ours[kind][path] = value
                 taken += 1
     fresh = sum(map(len, ours.values())) - taken

@@ -2,6 +2,7 @@
 
 import functools
 
+from flax import nnx
 from ml_collections import ConfigDict
 
 from fgvc_jax import evaluators, methods, phases
@@ -51,8 +52,18 @@ class Phase(Base):
         meshes.check_batch(self.section.batch, data.mesh, f"config.{self.name}.batch")
 
     def cost(self, models: Models, sizes: dict[str, int], known: dict[str, Result]) -> Cost:
-        images = 4 * (sizes.get("val", 0) + sizes.get("test", 0)) + sizes["train"]
-        return Cost(forward=images, passes=images)
+        scored, train = sizes.get("val", 0) + sizes.get("test", 0), sizes["train"]
+        images = passes = 0
+        for evaluator, names in self._models().items():
+            if evaluator == "classify":  # the row of starting features
+                images, passes = images + scored + train, passes + scored + train
+            for name in names:
+                build = models.specify(self.config[name]).build
+                # Best and last; an embedding's gallery is the training images.
+                count = 2 * (scored + (train if evaluator == "retrieve" else 0))
+                images += count
+                passes += count * nnx.eval_shape(build).cost.predict
+        return Cost(forward=images, passes=passes)
 
     def run(self, run: Run, data: Data, models: Models) -> Result:
         """Each evaluator's rows; see `final` in the files of fgvc_jax/evaluators."""

@@ -75,7 +75,7 @@ class Phase(Base):
         """Forward passes of one image that an example costs; a backward pass takes two, SAM doubles all."""
         if self._cost is None:
             self._cost = self._module(models).cost
-        forward, backward = self._cost
+        forward, backward, _ = self._cost
         passes = forward + (0 if training.freezes_backbone(self.section) else 2 * backward)
         return passes * (2 if self.section.sam.rho else 1)
 
@@ -125,8 +125,9 @@ class Phase(Base):
         every = max(1, length.of(section.validation.every, self._key("validation.every")))
         forward = validation * max(1, round(length.steps / every))
         forward += len(section.validation.embeddings) * sum(sizes.values())
+        in_use = forward * self._cost.predict
         expected = {"images": images, "passes": passes / 3}
-        return Cost(images, forward, length.steps, passes + forward, expected)
+        return Cost(images, forward, length.steps, passes + in_use, expected)
 
     def prepare(self, run: Run, data: Data, models: Models) -> None:
         section, where = self.section, f"config.{self.name}"
@@ -144,6 +145,21 @@ class Phase(Base):
         _, program, _ = self._build(models, data, length)
         images = self.method.images_per_example
         batch = batch_of(data.mesh, section.batch, images, data.canvas, label=jnp.int32)
+        elsewhere = [p for p in program.state["batch_stats"] if not p.startswith("backbone/")]
+        if section.init.batch_norm == "estimate" and elsewhere:
+            raise UserError(
+                f"{self._key('init.batch_norm')} = 'estimate' is for the statistics of the backbone, and "
+                f"method {section.method!r} has others, such as {elsewhere[0]}. Use 'keep'."
+            )
+        if self.method.compares_examples and section.sampler.name != "classes_by_images":
+            log.warning(
+                "warning: method %r compares images of one class within a batch, and %s.sampler.name = "
+                "%r may bring few of them together; 'classes_by_images' does.",
+                section.method,
+                where,
+                section.sampler.name,
+            )
+        models.check_start(section)
         try:
             program.trace(batch)
             self._check_embedding(program, data, models)
@@ -164,7 +180,8 @@ class Phase(Base):
             params, program.state["batch_stats"], batch["pixels"], batch["sizes"], np.uint32(0), 0
         )
         width = outputs["embedding"].shape[1] if "embedding" in outputs else 0
-        if reads_means and (not width or means not in params or params[means].shape[0] != width):
+        shape = (width, len(data.manifest.classes))
+        if reads_means and (not width or means not in params or params[means].shape != shape):
             raise UserError(
                 f"{self._key('init.head')} = 'means' makes a linear layer called head on the embedding, and "
                 f"method {section.method!r} has none. Use 'keep' or 'fresh'."

@@ -67,8 +67,8 @@ def matches(patterns: Iterable[str], path: str) -> bool:
     return any(re.fullmatch(pattern, path) for pattern in patterns)
 
 
-def interpolate(first: Flat, second: Flat, alpha: float, prefix: str) -> Flat:
-    """alpha * first + (1 - alpha) * second for every path under the prefix that both have in one shape.
+def interpolate(first: Flat, second: Flat, alpha: float, prefix: str | tuple[str, ...]) -> Flat:
+    """alpha * first + (1 - alpha) * second for every path under a prefix that both have in one shape.
 
     Other paths are taken from `first`. FineNet interpolates the classifier's and the comparator's backbone
     (METHODS.md A.5), parameters and batch statistics alike. alpha = 1 returns `first` to the bit.

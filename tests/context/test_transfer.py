@@ -6,6 +6,7 @@ import tiny
 from PIL import Image
 
 from fgvc_jax import phases, recipes
+from fgvc_jax.backbones import vit
 from fgvc_jax.config import base
 from fgvc_jax.context import transfer
 from fgvc_jax.errors import UserError
@@ -136,6 +137,10 @@ def test_what_cannot_be_a_beginning_is_refused(first, tmp_path):
     with pytest.raises(UserError, match="two beginnings"):
         run(made, tmp_path / "d")
     made.init.run = ""
+    with pytest.raises(UserError, match=r"config.init.file: .*x.pth"):
+        run(made, tmp_path / "e")
+    np.savez(tmp_path / "x.npz", a=np.zeros(3, np.float32))
+    made.init.file = str(tmp_path / "x.npz")
     with pytest.raises(UserError, match=r"init.file is for the methods .*this one is 'baseline'"):
         run(made, tmp_path / "e")
 
@@ -152,3 +157,50 @@ def test_classes_are_found_wherever_a_method_has_them():
         )
     )
     assert axes == {"head/kernel": 1, "head/bias": 0}
+
+
+def test_a_head_of_another_method_is_not_taken_even_in_the_same_shape(first, tmp_path):
+    made = config(folder(tmp_path / "images", "abcd"))
+    with made.unlocked():
+        made.finetune.method, made.finetune.arguments = "triplet", {"embedding": 4}
+    made.init.run = str(first)
+    ours, fresh, _ = start(made, tmp_path)
+    theirs = best(first)["params"]["head/kernel"]
+    assert theirs.shape == ours["params"]["head/kernel"].shape
+    np.testing.assert_array_equal(ours["params"]["head/kernel"], fresh["params"]["head/kernel"])
+
+
+def test_a_vit_may_see_images_of_another_size(tmp_path):
+    root = folder(tmp_path / "images", "ab")
+
+    def at(size):
+        made = config(root)
+        made.model.backbone = "vit_tiny_patch16_224"
+        made.model.arguments = {"depth": 1, "width": 16, "heads": 1}
+        made.image.size = made.image.resize = size
+        return made
+
+    run(at(32), tmp_path / "first")
+    made = at(48)
+    made.init.run = str(tmp_path / "first")
+    ours, _, _ = start(made, tmp_path)
+    path = "backbone/pos_embed"
+    expected = vit.resize_positions(best(tmp_path / "first")["params"][path], 3, 3)
+    np.testing.assert_allclose(ours["params"][path], expected, rtol=0, atol=1e-6)  # float32
+
+
+def test_images_that_the_earlier_run_has_trained_on_test_nothing(tmp_path, caplog):
+    """Class folders alone, split in two ways."""
+    for name in "ab":
+        for number in range(20):
+            path = tmp_path / "images" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(path)
+    made = config(tmp_path / "images")
+    made.data.test_fraction = 0.3
+    run(made, tmp_path / "first")
+    made.init.run = str(tmp_path / "first")
+    run(made, tmp_path / "same")
+    made.data.split_seed = 1
+    with pytest.raises(UserError, match=r"was trained on \d+ of the \d+ images of this run's test"):
+        run(made, tmp_path / "other")

@@ -322,7 +322,7 @@ def test_draws_of_both_nets_and_of_the_head_come_from_the_example_keys(x64):
 
 
 def test_cost_counts_both_nets(x64):
-    assert make().cost == (1, 1) and make(**SECOND).cost == (2, 2)
+    assert make().cost == (1, 1, 1) and make(**SECOND).cost == (2, 2, 2)
 
 
 @pytest.mark.parametrize(

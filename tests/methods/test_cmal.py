@@ -92,7 +92,7 @@ def test_scores_and_boxes_are_torchs(both):
         closer, _ = model(theirs.cut(images, boxes[3]))
     assert half_open(found["boxes"]) == [[tuple(map(int, b)) for b in x] for x in boxes]
     assert len({box for of_expert in boxes for box in of_expert}) > 4 * BATCH / 2  # they differ
-    expected = sum(logits) + sum(closer)
+    expected = (sum(logits) + sum(closer)) / 8
     np.testing.assert_allclose(found["scores"], expected, rtol=0, atol=1e-12)
     assert float((sum(logits) - sum(closer)).abs().max()) > 0.1
     assert found["embedding"].shape == (BATCH, 3 * WIDTH)
@@ -325,7 +325,7 @@ def test_other_families_train_and_predict_in_bfloat16(name, size, narrow, expert
 def test_any_number_of_experts_from_two():
     for taps in (("layer3", "layer4"), ("layer1", "layer2", "layer3", "layer4")):
         made = abstract(taps=taps)
-        assert made.cost == Cost(len(taps) + 2, len(taps) + 2)
+        assert made.cost == Cost(len(taps) + 2, len(taps) + 2, 2)
         assert made.heads.concat.fc1.kernel.shape[0] == len(taps) * WIDTH
     assert abstract().taps == ("layer2", "layer3", "layer4")
 

@@ -251,7 +251,7 @@ def test_the_authors_windows(windows, parts):
     assert sum(counts) == {"cub": 917, "cars": 591}[windows]
     boxes = mmal.window_ops.boxes(method.scales[0].shapes, (14, 14), 32, 448)
     assert (boxes.min(), boxes.max()) == (0, 447) and method.parts == parts
-    assert method.cost == methods.Cost(2 + parts / 4, 2 + parts / 4)
+    assert method.cost == methods.Cost(2 + parts / 4, 2 + parts / 4, 2)
     if windows == "cub":
         assert method.cost.forward == 3.75
 

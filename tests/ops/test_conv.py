@@ -130,3 +130,13 @@ def test_other_platforms_get_their_own_grouped_convolution():
     grouped = lowered("cpu", (3, 3, 16, 64), 4)
     assert grouped.count("stablehlo.convolution") == 2
     assert "feature_group_count = 4" not in grouped
+
+
+@pytest.mark.parametrize("side", [1, 2, (1, 3)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", ["SAME", symmetric(3)], ids=str)
+def test_a_kernel_of_more_cells_than_the_map(side, stride, padding):
+    """float32 sums of 9 x 20 products."""
+    shape = (4, *(side if isinstance(side, tuple) else (side, side)))
+    ours, theirs = both(shape, 3, (20, 12, 1), stride, padding, jnp.float32)
+    check(ours, theirs, 1e-5)

@@ -5,8 +5,8 @@
 
 from fgvc_jax.weights import resnet
 
-# The net's own classifier of 1000 classes, which stays unused, and counters of BatchNorm.
-UNUSED = (r"pretrained_model\.fc\..*", r".*\.num_batches_tracked")
+# The net's own classifier of 1000 classes, which stays unused.
+UNUSED = (r"pretrained_model\.fc\..*",)
 
 
 def key(path: str) -> str:

@@ -9,11 +9,10 @@ import re
 from fgvc_jax.weights import swin
 from fgvc_jax.weights.tables import LAST
 
-# The classifier of ImageNet-22k, constants of the attention, and counters of BatchNorm.
+# The classifier of ImageNet-22k and constants of the attention.
 UNUSED = (
     r"backbone\.head\..*",
     r".*\.(relative_position_index|attn_mask)",
-    r".*\.num_batches_tracked",
 )
 
 _swin = next(layout.key for layout in swin.TABLE.layouts if layout.name == "Microsoft")
