@@ -6,9 +6,11 @@ On the CPU, float32, SGD with momentum. A step goes from images that are there t
 update of CMAL-Net and all branches of MMAL-Net. Measured in turn, round after round, so that a busy machine
 slows all alike; ratios are of times within a round.
 
-Both sides start from the same weights. A method is timed against torch only where the losses and the momentum
-(the sum of gradients) of its first step are the same on both; without dropout, whose draws no two libraries
-share.
+Both sides start from the same weights. A method is timed against torch only where the losses of its first
+step are the same on both; without dropout, whose draws no two libraries share. How near the momentum (the sum
+of gradients) is after it is printed too, but decides nothing: fresh deep nets enlarge float32's roundings too
+much (with a ResNet-50 torch's own, of the bilinear method, is 15 % off torch's in float64). The tests compare
+gradients in float64.
 
 Memory is this process's, measured alike for both sides: what it holds between two steps (weights, statistics,
 momentum, images: the same on both) plus the most by which its resident memory grows during a step
@@ -48,9 +50,8 @@ from fgvc_jax.weights.tables import LAST
 # A small rate: CMAL-Net's five updates else enlarge roundings from one to the next.
 CLASSES, RATE, MOMENTUM, DECAY = 200, 1e-5, 0.9, 1e-4
 SEED = np.uint32(0)
-# Of the first step, relative. Roundings of 1e-7 reach the gradients as ReLUs that are on for one side alone:
-# torch's own momentum in float32 is up to 1.2 % off its momentum in float64.
-TOLERANCES = {"losses": 1e-4, "momentum": 5e-2}
+# Of the losses of the first step, relative: float32's roundings of 1e-7 through BatchNorm over few values.
+TOLERANCE = 1e-4
 MISSING = dict.fromkeys(("min", "median", "max"), math.nan)
 # Small enough for the maps of 128 pixels; heads in proportion to a ResNet-18.
 ARGUMENTS = {
@@ -238,7 +239,7 @@ def prepare(name, args) -> tuple[dict, dict]:
     if args.torch:
         torchs = Torchs(name, args, ours)
         row["difference"] = compare(ours, torchs)
-        if all(row["difference"][key] <= most for key, most in TOLERANCES.items()):
+        if row["difference"]["losses"] <= TOLERANCE:
             sides["torch"] = torchs
         else:
             print(f"{name} is not compared with torch, the first steps differ: {row['difference']}")
