@@ -1,4 +1,4 @@
-"""ResNet-152 and ViT-B/16 with dropout on 20 bird species: the plain rows of a student report of 2021.
+"""ResNet-152 and ViT-B/16 with dropout on 20 bird species: the plain rows of report 004.
 
     python launch.py --config=configs/birds_backbones.py:vit_b16 --config.data.root=DIR --workdir=runs/vit
 

@@ -90,7 +90,7 @@ def get_config(variant="resnet50,sgd,none"):
     config.finetune = section(
         "train",
         method="baseline" if plugin == "none" else plugin,
-        arguments={"label_smoothing": 0.1} if plugin == "none" else {},
+        arguments={"label_smoothing": 0.1},
         length="10 epochs",
         batch=16,
         optimizer={
