@@ -71,6 +71,28 @@ def test_two_runs_stand_below_each_other(call, workdir, photos, tmp_path):
     assert (width, height) == (3 * 266 + 10, 2 * 310)
 
 
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory):
+    """A ViT's run, of two steps."""
+    made = tiny.pipeline("vit_tiny_patch16_224", depth=2, width=16, heads=2)
+    made.image.size = made.image.resize = 32
+    made.finetune.length, made.phases = "2 steps", ("finetune",)
+    folder = tmp_path_factory.mktemp("vit")
+    run(made, folder)
+    return folder
+
+
+def test_attention_rollout_is_one_map_of_a_vit(call, vit, workdir, photos, tmp_path):
+    flags = f"--out={tmp_path}", "--kind=rollout"
+    status, _, _ = call(vit, photos / "3", *flags)
+    assert status == 0
+    maps = np.load(tmp_path / "1_a.npz")["run1_rollout"]
+    assert maps.shape == (3, 2, 2) and np.ptp(maps) == 1 and not np.ptp(maps, axis=0).any()
+    assert Image.open(tmp_path / "1_a.png").size[0] == 2 * 266 + 10  # the photo and one map
+    status, _, err = call(workdir, photos / "3", *flags)
+    assert status == 2 and "resnet18 has none" in err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
