@@ -1,13 +1,18 @@
-"""fgvc explain RUN PATHS ... --out=DIR [--run2=RUN2] [--classes=predicted,second,true] [--kind=gradcam]
+"""fgvc explain RUN PATHS ... --out=DIR [--kind=gradcam] [--classes=predicted,second,true] [--run2=RUN2]
+    [--occlude=mean] [--scores]
 
-Draws where a finished run looks: heat maps on each image, for some classes, as PNG; the numbers as npz.
---kind is gradcam, hirescam, eigencam, or, of a ViT, rollout, which has one map for all classes. The true
-class is known where an image lies in a folder that is called like a class. With --run2 another run's maps
-stand below.
-docs/explain.md says what each kind is, where it comes from, and what it does not show.
+Draws where a finished run looks: heat maps on each image, for some classes, as PNG; the numbers as npz. The
+true class is known where an image lies in a folder that is called like a class. With --run2 another run's
+maps stand below.
+
+--kind is gradcam, hirescam or eigencam; rollout, of a ViT, one map for all classes; or occlusion, how far a
+class's probability drops when a patch covers a place. --occlude covers the hottest part and looks again.
+--scores removes and puts in pixels, hottest first, and writes scores.csv.
+docs/explain.md says what each is, where it comes from, and what it does not show.
 """
 
 import argparse
+import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,18 +37,40 @@ def main() -> int:
     parser.add_argument("--out", required=True, help="the folder to write to")
     parser.add_argument("--run2", default="", help="a second run, to compare with")
     parser.add_argument("--classes", default="predicted,second", help="predicted, second, true")
-    parser.add_argument("--kind", default="gradcam", help="gradcam, hirescam, eigencam, rollout")
+    parser.add_argument(
+        "--kind", default="gradcam", help="gradcam, hirescam, eigencam, rollout, occlusion"
+    )
+    parser.add_argument(
+        "--patch", type=int, help="of kind occlusion: its side in pixels; a quarter of the image's"
+    )
+    parser.add_argument(
+        "--stride", type=int, help="of kind occlusion: pixels from patch to patch; an eighth"
+    )
+    parser.add_argument(
+        "--occlude", default="", help="cover the hottest part with a colour: mean or black"
+    )
+    parser.add_argument(
+        "--scores", action="store_true", help="deletion and insertion, also in scores.csv"
+    )
+    parser.add_argument("--steps", type=int, default=20, help="of deletion and insertion")
     parser.add_argument("--batch", type=int, default=16, help="images at a time")
     arguments = parser.parse_args()
     wanted = [name.strip() for name in arguments.classes.split(",")]
     for name in wanted:
         choose(name, CLASSES, "--classes")
-    if arguments.batch < 1:
-        raise UserError(f"--batch={arguments.batch}; it must be at least 1.")
-    from fgvc_jax.explain import draw, heat
+    for name in ("batch", "steps", "patch", "stride"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise UserError(f"--{name}={getattr(arguments, name)}; it must be at least 1.")
+    from fgvc_jax.explain import curves, draw, heat, occlusion
     from fgvc_jax.inference import load
 
-    kind = choose(arguments.kind, heat.KINDS, "--kind")
+    asked = heat.Asked(
+        kind=choose(arguments.kind, heat.KINDS, "--kind"),
+        patch=arguments.patch or 0,
+        stride=arguments.stride or 0,
+        occlude=choose(arguments.occlude, ("", *occlusion.COLOURS), "--occlude"),
+        steps=arguments.steps if arguments.scores else 0,
+    )
     out = Path(arguments.out).expanduser()
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -57,29 +84,35 @@ def main() -> int:
         place = {name: number for number, name in enumerate(classifier.classes)}
         return lambda file: place.get(Path(file).parent.name, -1)
 
-    found = [heat.explain(c, files, truth(c), kind, arguments.batch) for c in classifiers]
-    digits, bad = len(str(len(files))), []
+    found = [heat.explain(c, files, truth(c), asked, arguments.batch) for c in classifiers]
+    digits, bad, scores = len(str(len(files))), [], []
     for number, heats in enumerate(zip(*found, strict=True), 1):
+        file = files[number - 1]
         if heats[0].error:
             bad.append(heats[0].error)
             continue
-        stem = out / f"{number:0{digits}d}_{Path(files[number - 1]).stem}"
+        stem = out / f"{number:0{digits}d}_{Path(file).stem}"
         rows, arrays = [], {}
         for run, classifier, of_run in zip(runs, classifiers, heats, strict=True):
-            title = Path(files[number - 1]).name
+            title = Path(file).name
             title = title if len(runs) == 1 else f"{title}, {run}"
             pictures = [(of_run.seen, title, "as the net sees it")]
-            pictures += _maps(of_run, classifier.classes, kind, wanted)
+            pictures += _maps(of_run, classifier.classes, asked.kind, wanted)
+            if of_run.occluded:
+                pictures += _occluded(of_run, classifier.classes, asked.kind)
             rows.append(draw.row(pictures))
-            key = f"run{len(rows)}"
-            arrays |= {f"{key}_{name}": maps for name, maps in of_run.maps.items()}
-            arrays |= {
-                f"{key}_classes": of_run.classes,
-                f"{key}_probabilities": of_run.probabilities,
-            }
+            numbers = _numbers(of_run)
+            arrays |= {f"run{len(rows)}_{name}": x for name, x in numbers.items()}
+            if of_run.curves:
+                areas = {name: float(curves.area(x)) for name, x in of_run.curves.items()}
+                best = of_run.classes[0]
+                answer = {"class": classifier.classes[best], "p": of_run.probabilities[best]}
+                scores.append({"file": file, "run": run, **answer, **areas})
         draw.column(rows).save(f"{stem}.png")
         np.savez_compressed(f"{stem}.npz", **arrays)
     print(f"{len(files) - len(bad):,} images drawn in {out}")
+    if scores:
+        _write_scores(out / "scores.csv", scores)
     for reason in bad[:10]:
         print(reason, file=sys.stderr)
     if bad:
@@ -87,19 +120,67 @@ def main() -> int:
     return UNREADABLE if bad else 0
 
 
-def _maps(heat, classes: Sequence[str], kind: str, wanted: Sequence[str]) -> list[tuple]:
+def _maps(found, classes: Sequence[str], kind: str, wanted: Sequence[str]) -> list[tuple]:
     """The pictures of the wanted classes, as `draw.row` takes them."""
-    from fgvc_jax.explain import draw
+    from fgvc_jax.explain import draw, heat
 
-    pictures, side = [], heat.seen.shape[0]
+    pictures, side, box = [], len(found.seen), heat.box_of(kind, found.box)
     for name in wanted[:1] if kind == "rollout" else wanted:
         place = CLASSES.index(name)
-        label = int(heat.classes[place])
+        label = int(found.classes[place])
         if label < 0:
             continue  # its true class is not known
-        whole = draw.placed(heat.maps[kind][place], heat.box_of(kind), side)
-        title, note = classes[label], f"{name}, {100 * heat.probabilities[label]:.1f} %"
+        whole = draw.placed(found.maps[kind][place], box, side)
+        title, note = classes[label], f"{name}, {100 * found.probabilities[label]:.1f} %"
         if kind == "rollout":
             title, note = "attention rollout", "one map for all classes"
-        pictures.append((draw.overlay(heat.seen, whole), title, note))
+        if kind == "occlusion":
+            note += f", drops by {100 * max(found.drop[place].max(), 0):.1f}"
+        pictures.append((draw.overlay(found.seen, whole), title, note))
     return pictures
+
+
+def _occluded(found, classes: Sequence[str], kind: str) -> list[tuple]:
+    """The covered image, and its heat map."""
+    from fgvc_jax.explain import draw, heat
+
+    label, now = int(found.classes[0]), found.occluded
+    whole = draw.placed(now.map, heat.box_of(kind, now.box), len(now.seen))
+    change = f"{100 * found.probabilities[label]:.1f} % -> {100 * now.probability:.1f} %"
+    title = "hottest part covered" if now.covered[2] >= 0 else "nothing is hot"
+    return [
+        (now.seen, title, f"{classes[label]}, {change}"),
+        (draw.overlay(now.seen, whole), classes[label], f"covered, {100 * now.probability:.1f} %"),
+    ]
+
+
+def _numbers(found) -> dict[str, np.ndarray]:
+    """What is saved of an image, by name."""
+    arrays = found.maps | (found.curves or {})
+    arrays |= {"classes": found.classes, "probabilities": found.probabilities}
+    if found.box is not None:
+        arrays["box"] = found.box
+    if found.drop is not None:
+        arrays["drop"] = found.drop
+    if found.occluded:
+        now = found.occluded._asdict()
+        arrays |= {f"occluded_{k}": now[k] for k in ("covered", "map", "probability")}
+    return arrays
+
+
+def _write_scores(path: Path, scores: Sequence[dict]) -> None:
+    """A row an image and run, and prints each run's means."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(scores[0]))
+        writer.writeheader()
+        writer.writerows(scores)
+    for run in dict.fromkeys(row["run"] for row in scores):
+        rows = [row for row in scores if row["run"] == run]
+
+        def mean(name, rows=rows) -> str:
+            return f"{np.mean([row[name] for row in rows]):.3f}"
+
+        print(
+            f"{run}: deletion {mean('deletion')} (a random map: {mean('random_deletion')}; less is better), "
+            f"insertion {mean('insertion')} ({mean('random_insertion')}; more is better)"
+        )

@@ -1,4 +1,4 @@
-"""Heat maps of a finished run's classifier on images from anywhere."""
+"""Heat maps of a finished run's classifier on images from anywhere, and what can be asked about them."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fgvc_jax.errors import UserError
-from fgvc_jax.explain import cam
+from fgvc_jax.explain import cam, curves, occlusion
+from fgvc_jax.explain.enlarge import enlarge
 from fgvc_jax.explain.rollout import rollout
 from fgvc_jax.images.batch import plain_views
 from fgvc_jax.images.view import View
@@ -17,7 +18,47 @@ from fgvc_jax.inference import Classifier, Image
 from fgvc_jax.train import tree
 
 PREDICTED, SECOND, TRUE = range(3)
-KINDS = (*cam.KINDS, "rollout")
+KINDS = (*cam.KINDS, "rollout", "occlusion")
+
+
+class Asked(NamedTuple):
+    """What is to be found out about each image. Hashable.
+
+    Attributes:
+      kind: of the heat map, one of `KINDS`.
+      patch, stride: of kind 'occlusion', in pixels. The stride is rounded so that the image is a whole number
+        of them. 0 = a quarter of the image's side, an eighth of it.
+      occlude: the colour of a cover over the hottest part, of `occlusion.COLOURS`; '' = it is not covered.
+      steps: of the deletion and insertion curves; 0 = without them.
+    """
+
+    kind: str = "gradcam"
+    patch: int = 0
+    stride: int = 0
+    occlude: str = ""
+    steps: int = 0
+
+
+PLAIN = Asked()
+
+
+class Occluded(NamedTuple):
+    """An image with a cover over what the predicted class's heat map says is the hottest part.
+
+    Attributes:
+      seen: uint8 [S, S, 3].
+      covered: int [4], the first row, first column, last row, last column of the cover; (0, 0, -1, -1) where
+        no place is hot.
+      map: float32 [h, w], the heat map of the same class now.
+      box: as `Heat.box`, now.
+      probability: of the same class, now.
+    """
+
+    seen: np.ndarray
+    covered: np.ndarray
+    map: np.ndarray
+    box: np.ndarray | None
+    probability: np.ndarray
 
 
 class Heat(NamedTuple):
@@ -32,6 +73,11 @@ class Heat(NamedTuple):
       box: int [4], first row, first column, last row, last column in `seen` of the part that the maps of
         `cam.KINDS` are of, in a method that looks at a part (MMAL-Net); else None. Other maps are of the
         whole.
+      drop: float32 [3, n, n], of kind 'occlusion', what its maps are made of: how far each class's
+        probability falls; else None.
+      occluded: None unless it was asked for.
+      curves: float32 [steps + 1] of the predicted class's probability: 'deletion' and 'insertion' in the
+        order of its map, 'random_deletion' and 'random_insertion' in a random map's; else None.
     """
 
     image: Image
@@ -40,34 +86,40 @@ class Heat(NamedTuple):
     classes: np.ndarray | None = None
     maps: dict[str, np.ndarray] | None = None
     box: np.ndarray | None = None
+    drop: np.ndarray | None = None
+    occluded: Occluded | None = None
+    curves: dict[str, np.ndarray] | None = None
     error: str | None = None
 
-    def box_of(self, kind: str) -> np.ndarray | None:
-        """The part of `seen` that the maps of a kind are of; None where they are of the whole."""
-        return self.box if kind in cam.KINDS else None
+
+def box_of(kind: str, box):
+    """The part of the image that maps of a kind are of, where those of `cam.KINDS` are of this box."""
+    return box if kind in cam.KINDS else None
 
 
 def explain(
     classifier: Classifier,
     images: Iterable[Image],
     truth: Callable[[Image], int] = lambda image: -1,
-    kind: str = "gradcam",
+    asked: Asked = PLAIN,
     batch: int = 16,
 ) -> Iterator[Heat]:
-    """The heat maps of each image, in order, of every kind in `cam.KINDS`, and of the kind asked for.
+    """The heat maps of each image, in order, of every kind in `cam.KINDS`, and what was asked for.
 
     Args:
       truth: the class of an image, -1 where it is not known.
-      kind: one of `KINDS`.
 
     Raises:
-      UserError: a model of one class; a kind that its net cannot have.
+      UserError: a model of one class; a kind that its net cannot have; a patch or stride beyond the image.
     """
     if len(classifier.classes) < 2:
         raise UserError(f"{classifier.phase} knows one class; there is nothing to tell apart.")
+    view = classifier.specification.view
+    for name, value in (("patch", asked.patch), ("stride", asked.stride)):
+        if not 0 <= value <= view.size:
+            raise UserError(f"{name} = {value}; it must be 1 to {view.size}, the image's side.")
     batch = -(-batch // jax.device_count()) * jax.device_count()
-    specification = classifier.specification
-    step = _step(classifier.static, specification.view, specification.dtype, kind)
+    step = _step(classifier.static, view, classifier.specification.dtype, asked)
     for chunk, pixels, sizes in classifier.canvases(images, batch):
         known = np.full(batch, -1, np.int32)
         known[: len(chunk)] = [truth(image) for image, _ in chunk]
@@ -79,48 +131,87 @@ def explain(
             if error:
                 yield Heat(image, error=error)
                 continue
-            yield Heat(
-                image,
-                found["seen"][i],
-                found["probabilities"][i],
-                np.append(found["classes"][i][:TRUE], known[i]),
-                {name: maps[:, i] for name, maps in found["maps"].items()},
-                found["box"][i] if "box" in found else None,
-            )
+            one = jax.tree.map(lambda x, i=i: x[i], found)
+            one["classes"] = np.append(one["classes"][:TRUE], known[i])
+            yield Heat(image, **one)
 
 
 @functools.cache
-def _step(static: tree.Static, view: View, dtype: str, kind: str) -> Callable:
-    """The jitted pass: (params, batch_stats, pixels, sizes, true classes) -> what `explain` hands out."""
+def _step(static: tree.Static, view: View, dtype: str, asked: Asked) -> Callable:
+    """The jitted pass: (params, batch_stats, pixels, sizes, true classes) -> `Heat`'s arrays, [B, ...]."""
+    size, kind = view.size, asked.kind
+    patch = asked.patch or max(1, size // 4)
+    cells = max(1, round(size / (asked.stride or max(1, size // 8))))
+    mean = occlusion.colour("mean", view.mean, view.std)
+
+    def seen(images) -> jax.Array:
+        plain = images.astype(jnp.float32) * jnp.array(view.std) + jnp.array(view.mean)
+        return jnp.clip(jnp.round(255 * plain), 0, 255).astype(jnp.uint8)
 
     @jax.jit
     def step(params, batch_stats, pixels, sizes, known):
         module = tree.merge(static, params, batch_stats)
         images = plain_views(pixels, sizes, view, jnp.dtype(dtype))
 
-        def classes(scores):
-            _, best = jax.lax.top_k(scores, 2)
-            true = jnp.where(known >= 0, known, best[:, PREDICTED])
-            return jnp.concatenate([best, true[:, None]], axis=1)
+        def probabilities(classes, images) -> jax.Array:
+            every = jax.nn.softmax(module.predict(images)["scores"].astype(jnp.float32))
+            return jnp.take_along_axis(every, classes, 1)
 
-        found = cam.at_tap(module.predict, images, module.backbone.info.cam_tap, classes)
-        wide = [x.astype(jnp.float32) for x in (found.activations, *found.gradients)]
-        grey = images.astype(jnp.float32) * jnp.array(view.std) + jnp.array(view.mean)
-        scores = found.outputs["scores"].astype(jnp.float32)
-        result = {
-            "seen": jnp.clip(jnp.round(255 * grey), 0, 255).astype(jnp.uint8),
-            "probabilities": jax.nn.softmax(scores),
-            "classes": classes(scores),
-            "maps": {
-                name: jnp.stack([cam.unit(function(wide[0], g)) for g in wide[1:]])
-                for name, function in cam.KINDS.items()
-            },
-        }
-        if kind == "rollout":
-            once = cam.unit(rollout(module.backbone, images).astype(jnp.float32))
-            result["maps"][kind] = jnp.broadcast_to(once, (TRUE + 1, *once.shape))
-        if "box" in found.outputs:
-            result["box"] = found.outputs["box"]
+        def look(images, wanted) -> dict:
+            """What `Heat` holds of some images, for the wanted classes."""
+            found = cam.at_tap(module.predict, images, module.backbone.info.cam_tap, wanted)
+            wide = [x.astype(jnp.float32) for x in (found.activations, *found.gradients)]
+            scores = found.outputs["scores"].astype(jnp.float32)
+            classes = wanted(scores) if callable(wanted) else wanted
+            result = {
+                "seen": seen(images),
+                "probabilities": jax.nn.softmax(scores),
+                "classes": classes,
+                "maps": {
+                    name: jnp.stack([cam.unit(function(wide[0], g)) for g in wide[1:]], 1)
+                    for name, function in cam.KINDS.items()
+                },
+                "box": found.outputs.get("box"),
+            }
+            if kind == "rollout":
+                once = cam.unit(rollout(module.backbone, images).astype(jnp.float32))[:, None]
+                result["maps"][kind] = jnp.repeat(once, classes.shape[1], 1)
+            if kind == "occlusion":
+                of_classes = functools.partial(probabilities, classes)
+                result["drop"] = occlusion.drops(of_classes, images, patch, cells, mean)
+                result["maps"][kind] = cam.unit(jax.nn.relu(result["drop"]))
+            return result
+
+        def best(scores) -> jax.Array:
+            _, first = jax.lax.top_k(scores, 2)
+            true = jnp.where(known >= 0, known, first[:, PREDICTED])
+            return jnp.concatenate([first, true[:, None]], axis=1)
+
+        result = look(images, best)
+        heat, box = result["maps"][kind][:, PREDICTED], box_of(kind, result["box"])
+        predicted = result["classes"][:, :1]
+        if asked.occlude:
+            covered = occlusion.hottest_box(enlarge(heat, size, box))
+            filling = occlusion.colour(asked.occlude, view.mean, view.std)
+            now = look(occlusion.cover(images, covered, filling), predicted)
+            result["occluded"] = Occluded(
+                now["seen"],
+                covered,
+                now["maps"][kind][:, 0],
+                now["box"],
+                jnp.take_along_axis(now["probabilities"], predicted, 1)[:, 0],
+            )
+        if asked.steps:
+            random = jnp.broadcast_to(curves.random_heat(*heat.shape[1:]), heat.shape)
+            orders = {"": enlarge(heat, size, box), "random_": enlarge(random, size)}
+            of_predicted = functools.partial(probabilities, predicted)
+            result["curves"] = {
+                name + what: found[..., 0]
+                for name, order in orders.items()
+                for what, found in curves.both(
+                    of_predicted, images, order, mean, asked.steps
+                ).items()
+            }
         return result
 
     return step
