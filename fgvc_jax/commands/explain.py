@@ -1,5 +1,5 @@
 """fgvc explain RUN PATHS ... --out=DIR [--kind=gradcam] [--classes=predicted,second,true] [--run2=RUN2]
-    [--occlude=mean] [--scores]
+    [--occlude=mean] [--scores] [--evidence]
 
 Draws where a finished run looks: heat maps on each image, for some classes, as PNG; the numbers as npz. The
 true class is known where an image lies in a folder that is called like a class. With --run2 another run's
@@ -7,7 +7,8 @@ maps stand below.
 
 --kind is gradcam, hirescam or eigencam; rollout, of a ViT, one map for all classes; or occlusion, how far a
 class's probability drops when a patch covers a place. --occlude covers the hottest part and looks again.
---scores removes and puts in pixels, hottest first, and writes scores.csv.
+--scores removes and puts in pixels, hottest first, and writes scores.csv. --evidence draws what the method
+itself has picked out: boxes, tokens, strips.
 docs/explain.md says what each is, where it comes from, and what it does not show.
 """
 
@@ -53,6 +54,9 @@ def main() -> int:
         "--scores", action="store_true", help="deletion and insertion, also in scores.csv"
     )
     parser.add_argument("--steps", type=int, default=20, help="of deletion and insertion")
+    parser.add_argument(
+        "--evidence", action="store_true", help="what the method itself has picked out"
+    )
     parser.add_argument("--batch", type=int, default=16, help="images at a time")
     arguments = parser.parse_args()
     wanted = [name.strip() for name in arguments.classes.split(",")]
@@ -61,6 +65,7 @@ def main() -> int:
     for name in ("batch", "steps", "patch", "stride"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name}={getattr(arguments, name)}; it must be at least 1.")
+    from fgvc_jax import methods
     from fgvc_jax.explain import curves, draw, heat, occlusion
     from fgvc_jax.inference import load
 
@@ -70,6 +75,7 @@ def main() -> int:
         stride=arguments.stride or 0,
         occlude=choose(arguments.occlude, ("", *occlusion.COLOURS), "--occlude"),
         steps=arguments.steps if arguments.scores else 0,
+        evidence=arguments.evidence,
     )
     out = Path(arguments.out).expanduser()
     try:
@@ -79,6 +85,10 @@ def main() -> int:
     runs = [run for run in (arguments.run, arguments.run2) if run]
     classifiers = [load(run) for run in runs]
     files = classifiers[0].find_images(arguments.paths)
+    for run, classifier in zip(runs, classifiers, strict=True):
+        method = classifier.specification.method
+        if asked.evidence and methods.get(method).evidence is methods.Method.evidence:
+            print(f"{run}: its method, {method}, picks out nothing of its own", file=sys.stderr)
 
     def truth(classifier):
         place = {name: number for number, name in enumerate(classifier.classes)}
@@ -100,6 +110,7 @@ def main() -> int:
             pictures += _maps(of_run, classifier.classes, asked.kind, wanted)
             if of_run.occluded:
                 pictures += _occluded(of_run, classifier.classes, asked.kind)
+            pictures += draw.evidence(of_run.seen, of_run.evidence)
             rows.append(draw.row(pictures))
             numbers = _numbers(of_run)
             arrays |= {f"run{len(rows)}_{name}": x for name, x in numbers.items()}
@@ -158,6 +169,7 @@ def _numbers(found) -> dict[str, np.ndarray]:
     """What is saved of an image, by name."""
     arrays = found.maps | (found.curves or {})
     arrays |= {"classes": found.classes, "probabilities": found.probabilities}
+    arrays |= {f"evidence {name}": x for name, x in found.evidence.items()}
     if found.box is not None:
         arrays["box"] = found.box
     if found.drop is not None:

@@ -30,6 +30,7 @@ class Asked(NamedTuple):
         of them. 0 = a quarter of the image's side, an eighth of it.
       occlude: the colour of a cover over the hottest part, of `occlusion.COLOURS`; '' = it is not covered.
       steps: of the deletion and insertion curves; 0 = without them.
+      evidence: what the method itself has picked out.
     """
 
     kind: str = "gradcam"
@@ -37,6 +38,7 @@ class Asked(NamedTuple):
     stride: int = 0
     occlude: str = ""
     steps: int = 0
+    evidence: bool = False
 
 
 PLAIN = Asked()
@@ -78,6 +80,7 @@ class Heat(NamedTuple):
       occluded: None unless it was asked for.
       curves: float32 [steps + 1] of the predicted class's probability: 'deletion' and 'insertion' in the
         order of its map, 'random_deletion' and 'random_insertion' in a random map's; else None.
+      evidence: of the method by name, see `fgvc_jax.methods.Method.evidence`; {} unless it was asked for.
     """
 
     image: Image
@@ -89,6 +92,7 @@ class Heat(NamedTuple):
     drop: np.ndarray | None = None
     occluded: Occluded | None = None
     curves: dict[str, np.ndarray] | None = None
+    evidence: dict[str, np.ndarray] = {}  # noqa: RUF012
     error: str | None = None
 
 
@@ -212,6 +216,8 @@ def _step(static: tree.Static, view: View, dtype: str, asked: Asked) -> Callable
                     of_predicted, images, order, mean, asked.steps
                 ).items()
             }
+        if asked.evidence:
+            result["evidence"] = module.evidence(images)
         return result
 
     return step

@@ -3,6 +3,7 @@
 import csv
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,16 +13,23 @@ from PIL import Image
 import fgvc_jax
 from fgvc_jax import cli
 from fgvc_jax.images.batch import plain_views
+from fgvc_jax.phases import complete
 from fgvc_jax.run import run
+
+
+def trained(config, folder):
+    """A finished run in the folder, compiled quickly: it takes a few steps."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    run(config, folder)
+    jax.config.update("jax_disable_most_optimizations", False)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     made = tiny.pipeline()
     made.phases = ("finetune",)
-    folder = tmp_path_factory.mktemp("run")
-    run(made, folder)
-    return folder
+    return trained(made, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +89,7 @@ def vit(tmp_path_factory):
     made = tiny.pipeline("vit_tiny_patch16_224", depth=2, width=16, heads=2)
     made.image.size = made.image.resize = 32
     made.finetune.length, made.phases = "2 steps", ("finetune",)
-    folder = tmp_path_factory.mktemp("vit")
-    run(made, folder)
-    return folder
+    return trained(made, tmp_path_factory.mktemp("vit"))
 
 
 def test_attention_rollout_is_one_map_of_a_vit(call, vit, workdir, photos, tmp_path):
@@ -95,6 +101,22 @@ def test_attention_rollout_is_one_map_of_a_vit(call, vit, workdir, photos, tmp_p
     assert Image.open(tmp_path / "1_a.png").size[0] == 2 * 266 + 10  # the photo and one map
     status, _, err = call(workdir, photos / "3", *flags)
     assert status == 2 and "resnet18 has none" in err
+
+
+def test_what_the_method_has_picked_out(call, workdir, photos, tmp_path):
+    made = tiny.pipeline()
+    made.finetune.method, made.phases = "fbsd", ("finetune",)
+    made.finetune.arguments = {"hidden": 4, "width": 8, "strips": (2, 1, 1)}
+    made = complete(made)
+    made.finetune.length = "2 steps"
+    other = trained(made, tmp_path / "run")
+    status, _, err = call(other, photos / "3", f"--out={tmp_path}", "--evidence")
+    assert status == 0 and "picks out nothing" not in err
+    found = np.load(tmp_path / "1_a.npz")
+    assert found["run1_evidence strips of layer2"].shape == (2, 1)
+    assert Image.open(tmp_path / "1_a.png").size[0] == 6 * 266 + 10  # the photo, two maps, strips
+    status, _, err = call(workdir, photos / "3", f"--out={tmp_path}", "--evidence")
+    assert status == 0 and "baseline, picks out nothing of its own" in err
 
 
 def test_covers_and_scores(call, workdir, photos, tmp_path):
