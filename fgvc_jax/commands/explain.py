@@ -1,5 +1,5 @@
 """fgvc explain RUN PATHS ... --out=DIR [--kind=gradcam] [--classes=predicted,second,true] [--run2=RUN2]
-    [--occlude=mean] [--scores] [--evidence]
+    [--occlude=mean] [--scores] [--evidence] [--why]
 
 Draws where a finished run looks: heat maps on each image, for some classes, as PNG; the numbers as npz. The
 true class is known where an image lies in a folder that is called like a class. With --run2 another run's
@@ -8,7 +8,8 @@ maps stand below.
 --kind is gradcam, hirescam or eigencam; rollout, of a ViT, one map for all classes; or occlusion, how far a
 class's probability drops when a patch covers a place. --occlude covers the hottest part and looks again.
 --scores removes and puts in pixels, hottest first, and writes scores.csv. --evidence draws what the method
-itself has picked out: boxes, tokens, strips.
+itself has picked out: boxes, tokens, strips. --why adds the nearest training photo of the predicted and of
+the second class, with the heat maps of both.
 docs/explain.md says what each is, where it comes from, and what it does not show.
 """
 
@@ -57,16 +58,23 @@ def main() -> int:
     parser.add_argument(
         "--evidence", action="store_true", help="what the method itself has picked out"
     )
+    parser.add_argument(
+        "--why",
+        action="store_true",
+        help="the nearest training photos of the two likeliest classes",
+    )
     parser.add_argument("--batch", type=int, default=16, help="images at a time")
     arguments = parser.parse_args()
     wanted = [name.strip() for name in arguments.classes.split(",")]
     for name in wanted:
         choose(name, CLASSES, "--classes")
+    if arguments.why:
+        wanted = list(CLASSES[:2])
     for name in ("batch", "steps", "patch", "stride"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name}={getattr(arguments, name)}; it must be at least 1.")
     from fgvc_jax import methods
-    from fgvc_jax.explain import curves, draw, heat, occlusion
+    from fgvc_jax.explain import curves, draw, heat, occlusion, why
     from fgvc_jax.inference import load
 
     asked = heat.Asked(
@@ -94,16 +102,29 @@ def main() -> int:
         place = {name: number for number, name in enumerate(classifier.classes)}
         return lambda file: place.get(Path(file).parent.name, -1)
 
-    found = [heat.explain(c, files, truth(c), asked, arguments.batch) for c in classifiers]
+    def look(run, classifier):
+        heats = heat.explain(classifier, files, truth(classifier), asked, arguments.batch)
+        if arguments.why:
+            try:
+                gallery = why.Gallery(classifier)
+            except UserError as error:
+                print(f"{run}: training photos are left out: {error}.", file=sys.stderr)
+            else:
+                comparator = why.comparator(classifier.phase)
+                return why.neighbours(gallery, comparator, heats, asked, arguments.batch)
+        return ((one, []) for one in heats)
+
+    found = list(map(look, runs, classifiers))
     digits, bad, scores = len(str(len(files))), [], []
     for number, heats in enumerate(zip(*found, strict=True), 1):
         file = files[number - 1]
-        if heats[0].error:
-            bad.append(heats[0].error)
+        if heats[0][0].error:
+            bad.append(heats[0][0].error)
             continue
         stem = out / f"{number:0{digits}d}_{Path(file).stem}"
         rows, arrays = [], {}
-        for run, classifier, of_run in zip(runs, classifiers, heats, strict=True):
+        for place, (of_run, near) in enumerate(heats):
+            run, classifier = runs[place], classifiers[place]
             title = Path(file).name
             title = title if len(runs) == 1 else f"{title}, {run}"
             pictures = [(of_run.seen, title, "as the net sees it")]
@@ -112,8 +133,12 @@ def main() -> int:
                 pictures += _occluded(of_run, classifier.classes, asked.kind)
             pictures += draw.evidence(of_run.seen, of_run.evidence)
             rows.append(draw.row(pictures))
-            numbers = _numbers(of_run)
-            arrays |= {f"run{len(rows)}_{name}": x for name, x in numbers.items()}
+            for label, photo in zip(of_run.classes, near, strict=False):
+                if photo:
+                    name = classifier.classes[label]
+                    rows.append(draw.row(_photo(photo, name, classifier.classes, asked.kind)))
+            numbers = _numbers(of_run, near)
+            arrays |= {f"run{1 + place}_{name}": x for name, x in numbers.items()}
             if of_run.curves:
                 areas = {name: float(curves.area(x)) for name, x in of_run.curves.items()}
                 best = of_run.classes[0]
@@ -131,8 +156,10 @@ def main() -> int:
     return UNREADABLE if bad else 0
 
 
-def _maps(found, classes: Sequence[str], kind: str, wanted: Sequence[str]) -> list[tuple]:
-    """The pictures of the wanted classes, as `draw.row` takes them."""
+def _maps(
+    found, classes: Sequence[str], kind: str, wanted: Sequence[str], whose: str = ""
+) -> list[tuple]:
+    """The pictures of the wanted classes, as `draw.row` takes them; `whose` in place of these words."""
     from fgvc_jax.explain import draw, heat
 
     pictures, side, box = [], len(found.seen), heat.box_of(kind, found.box)
@@ -142,13 +169,22 @@ def _maps(found, classes: Sequence[str], kind: str, wanted: Sequence[str]) -> li
         if label < 0:
             continue  # its true class is not known
         whole = draw.placed(found.maps[kind][place], box, side)
-        title, note = classes[label], f"{name}, {100 * found.probabilities[label]:.1f} %"
+        title, note = classes[label], f"{whose or name}, {100 * found.probabilities[label]:.1f} %"
         if kind == "rollout":
             title, note = "attention rollout", "one map for all classes"
         if kind == "occlusion":
             note += f", drops by {100 * max(found.drop[place].max(), 0):.1f}"
         pictures.append((draw.overlay(found.seen, whole), title, note))
     return pictures
+
+
+def _photo(near, name: str, classes: Sequence[str], kind: str) -> list[tuple]:
+    """The pictures of the nearest training photo of the class `name`, with the heat maps of both classes."""
+    note = f"in training, cosine {near.cosine:.2f}"
+    if near.same is not None:
+        note += f", same class {100 * near.same:.0f} %"
+    maps = _maps(near.heat, classes, kind, CLASSES[:2], "this photo")
+    return [(near.heat.seen, f"nearest {name}", note), *maps]
 
 
 def _occluded(found, classes: Sequence[str], kind: str) -> list[tuple]:
@@ -165,13 +201,18 @@ def _occluded(found, classes: Sequence[str], kind: str) -> list[tuple]:
     ]
 
 
-def _numbers(found) -> dict[str, np.ndarray]:
+def _numbers(found, near: Sequence) -> dict[str, np.ndarray]:
     """What is saved of an image, by name."""
     arrays = found.maps | (found.curves or {})
     arrays |= {"classes": found.classes, "probabilities": found.probabilities}
     arrays |= {f"evidence {name}": x for name, x in found.evidence.items()}
     if found.box is not None:
         arrays["box"] = found.box
+    if any(near):  # of the predicted and of the second class
+        arrays["nearest"] = np.array([str(x.heat.image) if x else "" for x in near])
+        for name in ("cosine", "same"):
+            values = [getattr(x, name) if x else None for x in near]
+            arrays[f"nearest_{name}"] = np.array(values, float)  # NaN for None
     if found.drop is not None:
         arrays["drop"] = found.drop
     if found.occluded:

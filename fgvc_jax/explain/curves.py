@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fgvc_jax.backbones.features import wide
+
 BLUR = 1 / 20  # sigma of the image that pixels are put into, as a share of its side
 SEED = 0  # of the random map that a heat map is compared with
 
@@ -80,5 +82,7 @@ def blur(images_BSSC: jax.Array, sigma: float) -> jax.Array:
     matrix = np.zeros((size, size))
     for row in range(size):
         np.add.at(matrix[row], np.clip(row + offsets, 0, size - 1), shares)
-    matrix = jnp.array(matrix, images_BSSC.dtype)
-    return jnp.einsum("yh,bhwc,xw->byxc", matrix, images_BSSC, matrix, precision="highest")
+    wider = wide(images_BSSC)
+    matrix = jnp.array(matrix, wider.dtype)
+    blurred = jnp.einsum("yh,bhwc,xw->byxc", matrix, wider, matrix, precision="highest")
+    return blurred.astype(images_BSSC.dtype)

@@ -1,6 +1,7 @@
 """Heat maps of a finished run's classifier on images from anywhere, and what can be asked about them."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -107,11 +108,13 @@ def explain(
     truth: Callable[[Image], int] = lambda image: -1,
     asked: Asked = PLAIN,
     batch: int = 16,
+    classes: Iterable[tuple[int, int]] | None = None,
 ) -> Iterator[Heat]:
     """The heat maps of each image, in order, of every kind in `cam.KINDS`, and what was asked for.
 
     Args:
       truth: the class of an image, -1 where it is not known.
+      classes: two for each image, in place of the predicted and the second one.
 
     Raises:
       UserError: a model of one class; a kind that its net cannot have; a patch or stride beyond the image.
@@ -122,11 +125,14 @@ def explain(
     for name, value in (("patch", asked.patch), ("stride", asked.stride)):
         if not 0 <= value <= view.size:
             raise UserError(f"{name} = {value}; it must be 1 to {view.size}, the image's side.")
+    classes = None if classes is None else iter(classes)
     batch = -(-batch // jax.device_count()) * jax.device_count()
     step = _step(classifier.static, view, classifier.specification.dtype, asked)
     for chunk, pixels, sizes in classifier.canvases(images, batch):
-        known = np.full(batch, -1, np.int32)
-        known[: len(chunk)] = [truth(image) for image, _ in chunk]
+        known = np.full((batch, TRUE + 1), -1, np.int32)
+        known[: len(chunk), TRUE] = [truth(image) for image, _ in chunk]
+        if classes is not None:
+            known[: len(chunk), :TRUE] = list(itertools.islice(classes, len(chunk)))
         weights = classifier.weights
         found = jax.device_get(
             step(weights["params"], weights["batch_stats"], pixels, sizes, known)
@@ -136,13 +142,16 @@ def explain(
                 yield Heat(image, error=error)
                 continue
             one = jax.tree.map(lambda x, i=i: x[i], found)
-            one["classes"] = np.append(one["classes"][:TRUE], known[i])
+            one["classes"] = np.append(one["classes"][:TRUE], known[i, TRUE])
             yield Heat(image, **one)
 
 
 @functools.cache
 def _step(static: tree.Static, view: View, dtype: str, asked: Asked) -> Callable:
-    """The jitted pass: (params, batch_stats, pixels, sizes, true classes) -> `Heat`'s arrays, [B, ...]."""
+    """The jitted pass: (params, batch_stats, pixels, sizes, classes [B, 3]) -> `Heat`'s arrays, [B, ...].
+
+    Of the predicted, the second and the true class those count that are not -1.
+    """
     size, kind = view.size, asked.kind
     patch = asked.patch or max(1, size // 4)
     cells = max(1, round(size / (asked.stride or max(1, size // 8))))
@@ -188,8 +197,8 @@ def _step(static: tree.Static, view: View, dtype: str, asked: Asked) -> Callable
 
         def best(scores) -> jax.Array:
             _, first = jax.lax.top_k(scores, 2)
-            true = jnp.where(known >= 0, known, first[:, PREDICTED])
-            return jnp.concatenate([first, true[:, None]], axis=1)
+            first = jnp.concatenate([first, first[:, :1]], axis=1)  # the true one, if unknown
+            return jnp.where(known >= 0, known, first)
 
         result = look(images, best)
         heat, box = result["maps"][kind][:, PREDICTED], box_of(kind, result["box"])

@@ -119,6 +119,13 @@ def test_what_the_method_has_picked_out(call, workdir, photos, tmp_path):
     assert status == 0 and "baseline, picks out nothing of its own" in err
 
 
+def test_why_without_files_of_training_images(call, workdir, photos, tmp_path):
+    status, _, err = call(workdir, photos / "3", f"--out={tmp_path}", "--why")
+    assert status == 0
+    assert "training photos are left out: the images of digits are no files." in err
+    assert Image.open(tmp_path / "1_a.png").size == (3 * 266 + 10, 310)
+
+
 def test_covers_and_scores(call, workdir, photos, tmp_path):
     flags = f"--out={tmp_path}", "--kind=occlusion", "--patch=8", "--stride=4"
     status, out, _ = call(workdir, photos / "3", *flags, "--occlude=mean", "--scores", "--steps=4")
