@@ -180,11 +180,11 @@ def _maps(
 
 def _photo(near, name: str, classes: Sequence[str], kind: str) -> list[tuple]:
     """The pictures of the nearest training photo of the class `name`, with the heat maps of both classes."""
-    note = f"in training, cosine {near.cosine:.2f}"
+    note = f"cosine {near.cosine:.2f}"
     if near.same is not None:
         note += f", same class {100 * near.same:.0f} %"
     maps = _maps(near.heat, classes, kind, CLASSES[:2], "this photo")
-    return [(near.heat.seen, f"nearest {name}", note), *maps]
+    return [(near.heat.seen, f"nearest {name} in training", note), *maps]
 
 
 def _occluded(found, classes: Sequence[str], kind: str) -> list[tuple]:
