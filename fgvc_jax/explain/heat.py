@@ -126,14 +126,14 @@ def explain(
         if not 0 <= value <= view.size:
             raise UserError(f"{name} = {value}; it must be 1 to {view.size}, the image's side.")
     classes = None if classes is None else iter(classes)
-    batch = -(-batch // jax.device_count()) * jax.device_count()
+    # On one device: replicated over several, the loops' programs wait for each other, on a CPU for ever.
+    weights = jax.device_put(classifier.weights, jax.local_devices()[0])
     step = _step(classifier.static, view, classifier.specification.dtype, asked)
     for chunk, pixels, sizes in classifier.canvases(images, batch):
         known = np.full((batch, TRUE + 1), -1, np.int32)
         known[: len(chunk), TRUE] = [truth(image) for image, _ in chunk]
         if classes is not None:
             known[: len(chunk), :TRUE] = list(itertools.islice(classes, len(chunk)))
-        weights = classifier.weights
         found = jax.device_get(
             step(weights["params"], weights["batch_stats"], pixels, sizes, known)
         )
