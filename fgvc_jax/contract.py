@@ -71,6 +71,10 @@ def check(
     yield f"predicts for its evaluator, {abstract.evaluator!r}, each image by itself"
     _hands_on_edit(module(), made, where)
     yield "hands `edit` to the backbone"
+    with _explained(where, "evidence"):
+        evidence = _evidence(module(), made, where)
+    if evidence:
+        yield f"shows what it has picked out: {', '.join(evidence)}"
 
     with _explained(where, "its updates"):
         program, state, batch = trainer(module(), made)
@@ -112,6 +116,28 @@ def check(
             program, _, batch = trainer(module(), made, wrap=wrap)
             program.trace(batch)
         yield f"works with {name}"
+
+
+def _evidence(
+    module: methods.Method, made: tuple[np.ndarray, np.ndarray], where: str
+) -> dict[str, jax.Array]:
+    """The evidence of the made images; UserError where it is nothing that is drawn."""
+    images, _ = made
+    images = jnp.asarray(images, jnp.float32) / 255 * 2 - 1
+    images = images[:, 0] if images.shape[1] == 1 else images
+    static, params, stats = tree.split(module)
+    found = jax.jit(lambda x: tree.merge(static, params, stats).evidence(x))(images)
+    for name, x in found.items():
+        boxes = x.ndim == 3 and x.dtype == jnp.int32 and x.shape[2] == 4
+        maps = (
+            x.ndim == 3 and jnp.issubdtype(x.dtype, jnp.floating) and 0 <= x.min() <= x.max() <= 1
+        )
+        if len(x) != len(images) or not (boxes or maps):
+            raise UserError(
+                f"{where}: its evidence {name!r} is {x.dtype} {x.shape}; it must be boxes, int32 "
+                f"[{len(images)}, N, 4], or a map from 0 to 1, float [{len(images)}, h, w]."
+            )
+    return found
 
 
 @contextlib.contextmanager

@@ -1,12 +1,22 @@
-"""fgvc explain RUN PATHS ... --out=DIR [--run2=RUN2] [--classes=predicted,second,true] [--kind=gradcam]
+"""fgvc explain RUN PATHS ... --out=DIR [--kind=gradcam] [--classes=predicted,second,true] [--run2=RUN2]
+    [--occlude=mean] [--scores] [--evidence] [--why]
 
-Draws where a finished run looks: heat maps on each image, for some classes, as PNG; the numbers as npz.
---kind is gradcam, hirescam or eigencam. The true class is known where an image lies in a folder that is
-called like a class. With --run2 another run's maps stand below.
+Draws where a finished run looks: heat maps on each image, for some classes, as PNG; the numbers as npz. The
+true class is known where an image lies in a folder that is called like a class. With --run2 another run's
+maps stand below.
+
+--kind is gradcam, hirescam or eigencam; rollout, of a ViT, one map for all classes; or occlusion, how far a
+class's probability drops when a patch covers a place. --occlude covers the hottest part and looks again.
+--scores removes and puts in pixels, hottest first, and writes scores.csv. --evidence draws what the method
+itself has picked out: boxes, tokens, strips. --why adds the nearest training photo of the predicted and of
+the second class, with the heat maps of both.
+docs/explain.md says what each is, where it comes from, and what it does not show.
 """
 
 import argparse
+import csv
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,19 +39,52 @@ def main() -> int:
     parser.add_argument("--out", required=True, help="the folder to write to")
     parser.add_argument("--run2", default="", help="a second run, to compare with")
     parser.add_argument("--classes", default="predicted,second", help="predicted, second, true")
-    parser.add_argument("--kind", default="gradcam", help="gradcam, hirescam or eigencam")
+    parser.add_argument(
+        "--kind", default="gradcam", help="gradcam, hirescam, eigencam, rollout, occlusion"
+    )
+    parser.add_argument(
+        "--patch", type=int, help="of kind occlusion: its side in pixels; a quarter of the image's"
+    )
+    parser.add_argument(
+        "--stride", type=int, help="of kind occlusion: pixels from patch to patch; an eighth"
+    )
+    parser.add_argument(
+        "--occlude", default="", help="cover the hottest part with a colour: mean or black"
+    )
+    parser.add_argument(
+        "--scores", action="store_true", help="deletion and insertion, also in scores.csv"
+    )
+    parser.add_argument("--steps", type=int, default=20, help="of deletion and insertion")
+    parser.add_argument(
+        "--evidence", action="store_true", help="what the method itself has picked out"
+    )
+    parser.add_argument(
+        "--why",
+        action="store_true",
+        help="the nearest training photos of the two likeliest classes",
+    )
     parser.add_argument("--batch", type=int, default=16, help="images at a time")
     arguments = parser.parse_args()
     wanted = [name.strip() for name in arguments.classes.split(",")]
     for name in wanted:
         choose(name, CLASSES, "--classes")
-    if arguments.batch < 1:
-        raise UserError(f"--batch={arguments.batch}; it must be at least 1.")
-    from fgvc_jax.explain import cam, draw
-    from fgvc_jax.explain.heat import explain
+    if arguments.why:
+        wanted = list(CLASSES[:2])
+    for name in ("batch", "steps", "patch", "stride"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise UserError(f"--{name}={getattr(arguments, name)}; it must be at least 1.")
+    from fgvc_jax import methods
+    from fgvc_jax.explain import curves, draw, heat, occlusion, why
     from fgvc_jax.inference import load
 
-    choose(arguments.kind, cam.KINDS, "--kind")
+    asked = heat.Asked(
+        kind=choose(arguments.kind, heat.KINDS, "--kind"),
+        patch=arguments.patch or 0,
+        stride=arguments.stride or 0,
+        occlude=choose(arguments.occlude, ("", *occlusion.COLOURS), "--occlude"),
+        steps=arguments.steps if arguments.scores else 0,
+        evidence=arguments.evidence,
+    )
     out = Path(arguments.out).expanduser()
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -50,44 +93,147 @@ def main() -> int:
     runs = [run for run in (arguments.run, arguments.run2) if run]
     classifiers = [load(run) for run in runs]
     files = classifiers[0].find_images(arguments.paths)
+    for run, classifier in zip(runs, classifiers, strict=True):
+        method = classifier.specification.method
+        if asked.evidence and methods.get(method).evidence is methods.Method.evidence:
+            print(f"{run}: its method, {method}, picks out nothing of its own", file=sys.stderr)
 
     def truth(classifier):
         place = {name: number for number, name in enumerate(classifier.classes)}
         return lambda file: place.get(Path(file).parent.name, -1)
 
-    found = [explain(c, files, truth(c), arguments.batch) for c in classifiers]
-    digits, bad = len(str(len(files))), []
+    def look(run, classifier):
+        heats = heat.explain(classifier, files, truth(classifier), asked, arguments.batch)
+        if arguments.why:
+            try:
+                gallery = why.Gallery(classifier)
+            except UserError as error:
+                print(f"{run}: training photos are left out: {error}.", file=sys.stderr)
+            else:
+                comparator = why.comparator(classifier.phase)
+                return why.neighbours(gallery, comparator, heats, asked, arguments.batch)
+        return ((one, []) for one in heats)
+
+    found = list(map(look, runs, classifiers))
+    digits, bad, scores = len(str(len(files))), [], []
     for number, heats in enumerate(zip(*found, strict=True), 1):
-        if heats[0].error:
-            bad.append(heats[0].error)
+        file = files[number - 1]
+        if heats[0][0].error:
+            bad.append(heats[0][0].error)
             continue
-        stem = out / f"{number:0{digits}d}_{Path(files[number - 1]).stem}"
+        stem = out / f"{number:0{digits}d}_{Path(file).stem}"
         rows, arrays = [], {}
-        for run, classifier, heat in zip(runs, classifiers, heats, strict=True):
-            title = Path(files[number - 1]).name
-            pictures = [
-                (heat.seen, title if len(runs) == 1 else f"{title}, {run}", "as the net sees it")
-            ]
-            for name in wanted:
-                place = CLASSES.index(name)
-                label = int(heat.classes[place])
-                if label < 0:
-                    continue  # its true class is not known
-                picture = draw.overlay(
-                    heat.seen,
-                    draw.placed(heat.maps[arguments.kind][place], heat.box, heat.seen.shape[0]),
-                )
-                note = f"{name}, {100 * heat.probabilities[label]:.1f} %"
-                pictures.append((picture, classifier.classes[label], note))
+        for place, (of_run, near) in enumerate(heats):
+            run, classifier = runs[place], classifiers[place]
+            title = Path(file).name
+            title = title if len(runs) == 1 else f"{title}, {run}"
+            pictures = [(of_run.seen, title, "as the net sees it")]
+            pictures += _maps(of_run, classifier.classes, asked.kind, wanted)
+            if of_run.occluded:
+                pictures += _occluded(of_run, classifier.classes, asked.kind)
+            pictures += draw.evidence(of_run.seen, of_run.evidence)
             rows.append(draw.row(pictures))
-            key = f"run{len(rows)}"
-            arrays |= {f"{key}_{kind}": maps for kind, maps in heat.maps.items()}
-            arrays |= {f"{key}_classes": heat.classes, f"{key}_probabilities": heat.probabilities}
+            for label, photo in zip(of_run.classes, near, strict=False):
+                if photo:
+                    name = classifier.classes[label]
+                    rows.append(draw.row(_photo(photo, name, classifier.classes, asked.kind)))
+            numbers = _numbers(of_run, near)
+            arrays |= {f"run{1 + place}_{name}": x for name, x in numbers.items()}
+            if of_run.curves:
+                areas = {name: float(curves.area(x)) for name, x in of_run.curves.items()}
+                best = of_run.classes[0]
+                answer = {"class": classifier.classes[best], "p": of_run.probabilities[best]}
+                scores.append({"file": file, "run": run, **answer, **areas})
         draw.column(rows).save(f"{stem}.png")
         np.savez_compressed(f"{stem}.npz", **arrays)
     print(f"{len(files) - len(bad):,} images drawn in {out}")
+    if scores:
+        _write_scores(out / "scores.csv", scores)
     for reason in bad[:10]:
         print(reason, file=sys.stderr)
     if bad:
         print(f"{len(bad):,} of {len(files):,} images could not be read.", file=sys.stderr)
     return UNREADABLE if bad else 0
+
+
+def _maps(
+    found, classes: Sequence[str], kind: str, wanted: Sequence[str], whose: str = ""
+) -> list[tuple]:
+    """The pictures of the wanted classes, as `draw.row` takes them; `whose` in place of these words."""
+    from fgvc_jax.explain import draw, heat
+
+    pictures, side, box = [], len(found.seen), heat.box_of(kind, found.box)
+    for name in wanted[:1] if kind == "rollout" else wanted:
+        place = CLASSES.index(name)
+        label = int(found.classes[place])
+        if label < 0:
+            continue  # its true class is not known
+        whole = draw.placed(found.maps[kind][place], box, side)
+        title, note = classes[label], f"{whose or name}, {100 * found.probabilities[label]:.1f} %"
+        if kind == "rollout":
+            title, note = "attention rollout", "one map for all classes"
+        if kind == "occlusion":
+            note += f", drops by {100 * max(found.drop[place].max(), 0):.1f}"
+        pictures.append((draw.overlay(found.seen, whole), title, note))
+    return pictures
+
+
+def _photo(near, name: str, classes: Sequence[str], kind: str) -> list[tuple]:
+    """The pictures of the nearest training photo of the class `name`, with the heat maps of both classes."""
+    note = f"cosine {near.cosine:.2f}"
+    if near.same is not None:
+        note += f", same class {100 * near.same:.0f} %"
+    maps = _maps(near.heat, classes, kind, CLASSES[:2], "this photo")
+    return [(near.heat.seen, f"nearest {name} in training", note), *maps]
+
+
+def _occluded(found, classes: Sequence[str], kind: str) -> list[tuple]:
+    """The covered image, and its heat map."""
+    from fgvc_jax.explain import draw, heat
+
+    label, now = int(found.classes[0]), found.occluded
+    whole = draw.placed(now.map, heat.box_of(kind, now.box), len(now.seen))
+    change = f"{100 * found.probabilities[label]:.1f} % -> {100 * now.probability:.1f} %"
+    title = "hottest part covered" if now.covered[2] >= 0 else "nothing is hot"
+    return [
+        (now.seen, title, f"{classes[label]}, {change}"),
+        (draw.overlay(now.seen, whole), classes[label], f"covered, {100 * now.probability:.1f} %"),
+    ]
+
+
+def _numbers(found, near: Sequence) -> dict[str, np.ndarray]:
+    """What is saved of an image, by name."""
+    arrays = found.maps | (found.curves or {})
+    arrays |= {"classes": found.classes, "probabilities": found.probabilities}
+    arrays |= {f"evidence {name}": x for name, x in found.evidence.items()}
+    if found.box is not None:
+        arrays["box"] = found.box
+    if any(near):  # of the predicted and of the second class
+        arrays["nearest"] = np.array([str(x.heat.image) if x else "" for x in near])
+        for name in ("cosine", "same"):
+            values = [getattr(x, name) if x else None for x in near]
+            arrays[f"nearest_{name}"] = np.array(values, float)  # NaN for None
+    if found.drop is not None:
+        arrays["drop"] = found.drop
+    if found.occluded:
+        now = found.occluded._asdict()
+        arrays |= {f"occluded_{k}": now[k] for k in ("covered", "map", "probability")}
+    return arrays
+
+
+def _write_scores(path: Path, scores: Sequence[dict]) -> None:
+    """A row an image and run, and prints each run's means."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(scores[0]))
+        writer.writeheader()
+        writer.writerows(scores)
+    for run in dict.fromkeys(row["run"] for row in scores):
+        rows = [row for row in scores if row["run"] == run]
+
+        def mean(name, rows=rows) -> str:
+            return f"{np.mean([row[name] for row in rows]):.3f}"
+
+        print(
+            f"{run}: deletion {mean('deletion')} (a random map: {mean('random_deletion')}; less is better), "
+            f"insertion {mean('insertion')} ({mean('random_insertion')}; more is better)"
+        )

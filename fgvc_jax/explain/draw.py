@@ -1,5 +1,6 @@
 """Heat maps as pictures."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 PAPER, INK, GREY = "#ffffff", "#1a1a1a", "#6b6b6b"
 GAP, HEAD = 10, 44  # between pictures; above each, for two lines of text; pixels
 SIDE = 256  # of a picture at least
+COLOURS = ("white", "orange", "cyan", "magenta", "lime", "yellow")  # of boxes
+DARK = 0.2  # how bright an image stays where a map is 0
 
 
 def overlay(image_HWC: np.ndarray, heat_hw: np.ndarray, strength: float = 0.6) -> np.ndarray:
@@ -28,6 +31,47 @@ def overlay(image_HWC: np.ndarray, heat_hw: np.ndarray, strength: float = 0.6) -
         + colormaps["inferno"](heat[..., 0])[..., :3] * 255 * strength * heat
     )
     return mixed.round().astype(np.uint8)
+
+
+def evidence(image_HWC: np.ndarray, found: dict[str, np.ndarray]) -> list[tuple]:
+    """A method's evidence of one image as pictures for `row`: one of all boxes, one of each map.
+
+    Args:
+      image_HWC: uint8.
+      found: boxes int [N, 4] and maps float [h, w], by name, see `fgvc_jax.methods.Method.evidence`.
+    """
+    boxes = {name: x for name, x in found.items() if np.issubdtype(x.dtype, np.integer)}
+    pictures = []
+    if boxes:
+        note = ", ".join(f"{name}: {colour}" for name, colour in zip(boxes, COLOURS, strict=False))
+        pictures.append((outlined(image_HWC, boxes), "picked out by the method", note))
+    for name, x in found.items():
+        if name not in boxes:
+            pictures.append((lit(image_HWC, x), name, "picked out by the method"))
+    return pictures
+
+
+def outlined(image_HWC: np.ndarray, boxes: dict[str, np.ndarray]) -> np.ndarray:
+    """The image, small ones enlarged, with the outlines of boxes int [N, 4] by name, a colour a name."""
+    scale = max(1, SIDE / len(image_HWC))
+    side = round(scale * len(image_HWC))
+    picture = Image.fromarray(image_HWC).resize((side, side), Image.BICUBIC)
+    draw = ImageDraw.Draw(picture)
+    for colour, of_name in zip(itertools.cycle(COLOURS), boxes.values(), strict=False):
+        for top, left, bottom, right in of_name.tolist():
+            ends = scale * left, scale * top, scale * (right + 1) - 1, scale * (bottom + 1) - 1
+            corners = np.clip(np.round(ends), 0, side - 1)
+            draw.rectangle(corners.tolist(), outline="black", width=4)  # seen on any ground
+            draw.rectangle((corners + np.array([1, 1, -1, -1])).tolist(), outline=colour, width=2)
+    return np.asarray(picture)
+
+
+def lit(image_HWC: np.ndarray, map_hw: np.ndarray) -> np.ndarray:
+    """The image, dark where a map is 0 and as it is where it is 1, in the map's own cells."""
+    size = image_HWC.shape[1], image_HWC.shape[0]
+    light = Image.fromarray(map_hw.astype(np.float32)).resize(size, Image.NEAREST)
+    light = DARK + (1 - DARK) * np.asarray(light)[..., None]
+    return (image_HWC * light).round().astype(np.uint8)
 
 
 def row(pictures: Sequence[tuple[np.ndarray, str, str]]) -> Image.Image:

@@ -31,6 +31,16 @@ class Attention(nnx.Module):
 
         Softmax is computed in at least float32.
         """
+        weights, v = self._attend(x_BND, bias)
+        out = jnp.einsum("...hnm,...mhd->...nhd", weights.astype(v.dtype), v)
+        return self.proj(out.reshape(x_BND.shape))
+
+    def weights(self, x_BND: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+        """How much each token takes from each, [..., heads, N, N] in at least float32; rows sum to 1."""
+        return self._attend(x_BND, bias)[0]
+
+    def _attend(self, x_BND, bias) -> tuple[jax.Array, jax.Array]:
+        """(weights, values [..., N, heads, D / heads])."""
         *batch, count, width = x_BND.shape
         qkv = self.qkv(x_BND).reshape(*batch, count, 3, self.heads, width // self.heads)
         q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
@@ -38,9 +48,7 @@ class Attention(nnx.Module):
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         if bias is not None:
             logits += bias
-        weights = jax.nn.softmax(logits).astype(v.dtype)
-        out = jnp.einsum("...hnm,...mhd->...nhd", weights, v)
-        return self.proj(out.reshape(x_BND.shape))
+        return jax.nn.softmax(logits), v
 
 
 class Mlp(nnx.Module):

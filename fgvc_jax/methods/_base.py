@@ -123,6 +123,20 @@ class Method(nnx.Module):
         """
         raise NotImplementedError(f"{type(self).__module__} does not define predict")
 
+    def evidence(self, images: jax.Array) -> dict[str, jax.Array]:
+        """What the method itself has picked out of the images, in eval mode; `fgvc explain` draws it.
+
+        Args:
+          images: as for `predict`.
+
+        Returns:
+          Of each kind by name, with leading axis B, one of
+          - boxes: int32 [B, N, 4], first row, first column, last row, last column in pixels, inclusive;
+          - a map: float [B, h, w], from 0 to 1, of h x w equal parts of the image.
+          {} = it picks out nothing.
+        """
+        return {}
+
 
 def torch_linear(
     inputs: int, outputs: int, *, bias: str = "zeros", rngs, dtype, param_dtype

@@ -131,6 +131,11 @@ class Method(Base):
         scores = sum(every) / len(every)
         return {"scores": scores, "embedding": embedding, "boxes": boxes}
 
+    def evidence(self, images):
+        """What each expert attends to, shallow to deep, and all together."""
+        boxes = self.predict(images)["boxes"]
+        return {"experts": boxes[:, :-1], "together": boxes[:, -1:]}
+
     def forward(self, images, edit=None, keys=None):
         """(logits [B, C] of each expert and of all together, embedding, maps [B, h, w, width])."""
         features = self.backbone(images, taps=self.taps, edit=edit, keys=fold(keys, 0))

@@ -118,6 +118,21 @@ class Method(Base):
         logits, embedding = self.forward(images, edit)
         return {"scores": sum(logits) / len(logits), "embedding": embedding}
 
+    def evidence(self, images):
+        """Of each map the weights of its strips, as shares of the largest, which is boosted and hidden."""
+        maps, found = {}, {}
+
+        def keep(name, x):
+            maps[name] = x
+            return x
+
+        self.forward(images, keep)
+        for name, strips in zip(self.taps, self.strips, strict=True):
+            weights = strips.weights(maps[name])
+            shape = (-1, strips.count, 1) if strips.axis == 1 else (-1, 1, strips.count)
+            found[f"strips of {name}"] = (weights / weights.max(1, keepdims=True)).reshape(shape)
+        return found
+
     def forward(self, images, edit=None, keys=None):
         """(logits [B, C] of each branch and of all together, embedding [B, branches * width])."""
         boosted = {}

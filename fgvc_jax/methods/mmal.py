@@ -168,6 +168,16 @@ class Method(Base):
         pooled = self.backbone(crop(images, box, self.size), edit=edit).pooled
         return {"scores": self.head(pooled), "embedding": pooled, "box": box}
 
+    def evidence(self, images):
+        """The object, and the parts that training looks at, in pixels of the image."""
+        box = self.find_object(self.backbone(images, taps=self.taps).maps)
+        parts = self.find_parts(self.backbone(crop(images, box, self.size), taps=self.taps).maps)
+        # The crop's first and last pixels are the box's own.
+        first = jnp.tile(box[:, None, :2], 2)
+        extent = jnp.tile(box[:, None, 2:] - box[:, None, :2], 2)
+        parts = jnp.round(first + parts * extent / (self.size - 1)).astype(jnp.int32)
+        return {"object": box[:, None], "parts": parts}
+
     def classify(self, images, keys):
         """Images [B, S, S, 3] -> the backbone's features and logits [B, C], in training."""
         features = self.backbone(images, taps=self.taps, keys=fold(keys, 0))

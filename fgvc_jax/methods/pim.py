@@ -162,7 +162,8 @@ class Method(Base):
                 f"num_selects={selects} must be one number, or one for each of the {len(self.taps)} taps"
             )
         cells = backbone.map_sizes(image_size, self.taps)
-        tokens = [rows * columns for rows, columns in cells.values()]
+        self.cells = tuple(cells.values())
+        tokens = [rows * columns for rows, columns in self.cells]
         for name, count, most in zip(self.taps, self.selects, tokens, strict=True):
             if not 1 <= count <= most:
                 size = max(  # of a square map with so many cells, at every tap
@@ -219,6 +220,14 @@ class Method(Base):
         levels, combined, embedding = self.heads(images, edit=edit)
         scores = together([logits.mean(1) for logits, _ in levels], combined)
         return {"scores": scores, "embedding": embedding}
+
+    def evidence(self, images):
+        """Of each level a map that is 1 where a token is selected, else 0."""
+        levels, _, _ = self.heads(images)
+        return {
+            f"tokens of {name}": selected.reshape(-1, *cells).astype(jnp.float32)
+            for name, cells, (_, selected) in zip(self.taps, self.cells, levels, strict=True)
+        }
 
     def heads(self, images, keys=None, edit=None):
         """Images [B, S, S, 3] -> a list of levels, the combiner's logits [B, C], and its features [B, F].
