@@ -1,8 +1,13 @@
 """Shared by all tests: the CPU, quick compilation, and caches that are thrown away afterwards."""
 
+import gc
 import logging
 import os
+import re
 import tempfile
+from pathlib import Path
+
+import pytest
 
 # Before jax is imported; subprocesses and other workers of one session inherit it all. Tests run what they
 # compile once or twice, so the compiler's optimizations cost more than they save.
@@ -22,3 +27,16 @@ def pytest_addoption(parser):
     """For tests/parity; an option has to be known before any folder below is looked at."""
     parser.addoption("--torch-checkpoint", help="a torch file: its forward pass against ours")
     parser.addoption("--torch-model", help="the library's name of its model, where it is another")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+    """Lets go of compiled programs after a file of tests, where a process holds more than 3 GB."""
+    yield
+    status = Path("/proc/self/status")
+    held = re.search(r"VmRSS:\s+(\d+)", status.read_text()) if status.exists() else None
+    if held and int(held[1]) > 3e6:  # kB
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
