@@ -20,6 +20,8 @@ if "FGVC_TESTS" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 
+# A handler of an earlier test may hold a stream that pytest has closed.
+logging.raiseExceptions = False
 logging.getLogger("fgvc_jax").setLevel(logging.INFO)  # so that caplog sees what a user sees
 
 

@@ -311,7 +311,7 @@ def test_windows_of_ones_own():
         with pytest.raises(ValueError, match=r"windows=.*is no scale. Give 'cub' or 'cars'"):
             mmal.parse(wrong)
     known = methods.arguments("mmal")
-    assert known == {"windows": "cub", "dropout": 0.5}
+    assert known == {"windows": "cub", "dropout": 0.5, "label_smoothing": 0.0}
     assert fill_arguments({"windows": WINDOWS}, known, "x").windows == WINDOWS
 
 

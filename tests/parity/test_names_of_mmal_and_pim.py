@@ -29,7 +29,8 @@ def ours(method, name, size, classes, body=None, **own):
 
 def check(module, layout, state):
     """Names one to one, and every array of ours in torch's order of axes in the shape of theirs."""
-    state = {k: v for k, v in state.items() if not tree.matches(layout.UNUSED, k)}
+    unused = (*layout.UNUSED, r".*\.num_batches_tracked")
+    state = {k: v for k, v in state.items() if not tree.matches(unused, k)}
     arrays = tree.weights(module)
     arrays = arrays["params"] | arrays["batch_stats"]
     keys = {path: layout.key(path) for path in arrays}
