@@ -122,9 +122,7 @@ def _evidence(
     module: methods.Method, made: tuple[np.ndarray, np.ndarray], where: str
 ) -> dict[str, jax.Array]:
     """The evidence of the made images; UserError where it is nothing that is drawn."""
-    images, _ = made
-    images = jnp.asarray(images, jnp.float32) / 255 * 2 - 1
-    images = images[:, 0] if images.shape[1] == 1 else images
+    images = _as_given(made[0])
     static, params, stats = tree.split(module)
     found = jax.jit(lambda x: tree.merge(static, params, stats).evidence(x))(images)
     for name, x in found.items():
