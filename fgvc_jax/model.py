@@ -17,10 +17,11 @@ from fgvc_jax import backbones, methods
 from fgvc_jax import mesh as meshes
 from fgvc_jax.errors import UserError
 from fgvc_jax.images.batch import plain_views, random_views
+from fgvc_jax.images.tta import placed_views, places
 from fgvc_jax.images.view import View
 from fgvc_jax.train import tree
 from fgvc_jax.train.checkpoint import Checkpoints, pick
-from fgvc_jax.train.step import predict_step
+from fgvc_jax.train.step import predict_step, predict_views_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,23 @@ class Specification:
         content = dataclasses.asdict(self) | {"view": self.view._asdict()}
         Path(path).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
+    @classmethod
+    def read(cls, content: dict[str, Any], where: str | os.PathLike) -> "Specification":
+        """From the values of a JSON file, which `where` names in the UserError of another version's."""
+
+        def tuples(value):
+            return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+        try:
+            view = View(**{key: tuples(value) for key, value in content["view"].items()})
+            ids = tuple(content.get("class_ids", ()))  # older models have none
+            names = {"classes": tuple(content["classes"]), "class_ids": ids}
+            return cls(**content | names | {"view": view})
+        except (TypeError, KeyError) as error:
+            raise UserError(
+                f"{where} was written by another version of fgvc_jax: {error}"
+            ) from None
+
 
 def load_specification(path: str | os.PathLike) -> Specification:
     """Reads model.json; UserError where it is missing or made by an incompatible version."""
@@ -86,17 +104,7 @@ def load_specification(path: str | os.PathLike) -> Specification:
         raise UserError(
             f"{path} does not exist: is its folder a finished training phase?"
         ) from None
-
-    def tuples(value):
-        return tuple(map(tuples, value)) if isinstance(value, list) else value
-
-    try:
-        view = View(**{key: tuples(value) for key, value in content.pop("view").items()})
-        content["classes"] = tuple(content["classes"])
-        content["class_ids"] = tuple(content.get("class_ids", ()))  # older models have none
-        return Specification(**content | {"view": view})
-    except TypeError as error:
-        raise UserError(f"{path} was written by another version of fgvc_jax: {error}") from None
+    return Specification.read(content, path)
 
 
 def read_done(folder: str | os.PathLike) -> dict[str, Any]:
@@ -139,13 +147,22 @@ def restore(
 
 @functools.cache  # so that phases with the same model share one compilation
 def predictor(
-    static: tree.Static, mesh: Mesh, view: View, dtype: jnp.dtype, random: bool = False
+    static: tree.Static,
+    mesh: Mesh,
+    view: View,
+    dtype: jnp.dtype,
+    random: bool = False,
+    tta: str = "",
 ) -> Callable[..., dict[str, jax.Array]]:
     """The jitted forward pass of a module in eval mode; see `fgvc_jax.train.step.predict_step`.
 
     Args:
       random: images are augmented as in training, instead of cropped as for evaluation.
+      tta: one of `fgvc_jax.images.tta.KINDS`: every output has a leading axis of views then.
     """
+    if tta:
+        views = functools.partial(placed_views, view=view, dtype=dtype)
+        return predict_views_step(static, mesh, views, places(tta))
 
     def preprocess(keys, pixels, sizes):
         if random:
@@ -153,3 +170,9 @@ def predictor(
         return plain_views(pixels, sizes, view, dtype)
 
     return predict_step(static, mesh, preprocess)
+
+
+@functools.cache
+def comparing(static: tree.Static) -> Callable[..., jax.Array]:
+    """The jitted (weights, queries, neighbours) -> logit of "same class" [N] of a comparator."""
+    return jax.jit(lambda weights, q, n: tree.merge(static, **weights).same(q, n))

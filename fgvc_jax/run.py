@@ -22,6 +22,7 @@ from fgvc_jax.context.run import Run
 from fgvc_jax.data import doctor, load
 from fgvc_jax.data import manifest as manifests
 from fgvc_jax.errors import UserError
+from fgvc_jax.export import model_folder
 from fgvc_jax.images import protocols
 from fgvc_jax.images.view import View
 from fgvc_jax.model import read_done
@@ -246,6 +247,7 @@ def _phases(
         _wait_for_all(phase.name)  # the others read what the first one has written
         run.results[phase.name] = result
         log.info("  %s took %s", phase.name, duration(result["seconds"]))
+    model_folder.write(run, data, models)
     return run.results
 
 

@@ -45,9 +45,8 @@ def find(run: str | os.PathLike, phase: str = "", which: str = "best") -> Found:
         return _classifier(run / phase, which)
     if (run / "model.json").exists():
         return _classifier(run, which)
-    # A workdir may be called 'refit' too; it alone holds a config.
-    inner = run.name == REFIT and not (run / "config.json").exists()
-    best = _best_on_validation(run.parent if inner else run, which)
+    inner = is_refit(run)
+    best = best_on_validation(run.parent if inner else run, which)
     if best is None:
         if inner and any(run.glob("*/DONE.json")):
             raise UserError(
@@ -76,13 +75,21 @@ def find(run: str | os.PathLike, phase: str = "", which: str = "best") -> Found:
     return best
 
 
+def is_refit(run: Path) -> bool:
+    """Whether a folder is the refit of a run. A workdir of this name alone holds a config."""
+    return run.name == REFIT and not (run / "config.json").exists()
+
+
 def gives_classes(specification: Specification) -> bool:
     """Whether the model is a classifier."""
     return methods.get(specification.method).evaluator == "classify"
 
 
-def _best_on_validation(run: Path, which: str) -> Found | None:
-    """The best finished classifier in a folder, of equals the latest; else the best embedding model."""
+def best_on_validation(run: Path, which: str) -> Found | None:
+    """The best finished classifier in a folder, of equals the latest; else the best embedding model.
+
+    None where the folder has neither.
+    """
     best, highest = None, (False, -np.inf)
     for path in sorted(run.glob("*/DONE.json"), key=lambda file: file.stat().st_mtime):
         if not (path.parent / "model.json").exists():

@@ -163,6 +163,7 @@ def test_after_a_refit_it_is_the_refitted_model_of_the_phase_best_on_validation(
     again = fgvc_jax.load(workdir)
     assert again.phase == workdir / "refit" / best
     last = fgvc_jax.load(workdir / "refit" / best, which="last").predict(image)
+    again.calibration = {}  # of the model folder, where there is one
     np.testing.assert_array_equal(again.predict(image), last)
     assert not np.array_equal(last, fgvc_jax.load(workdir, best).predict(image))  # other images
     assert fgvc_jax.load(workdir / "refit").phase == again.phase
@@ -206,9 +207,11 @@ def test_a_model_is_read_once(finished, monkeypatch, tmp_path):
         Checkpoints, "restore_weights", lambda *a: (restored.append(1), restore(*a))[1]
     )
     fgvc_jax.load(finished)
-    assert reads == {"finetune": 1, "control": 1} and len(restored) == 1
+    assert (
+        reads == {"finetune": 1, "control": 1} and not restored
+    )  # the model folder has the arrays
     to_timm(finished, tmp_path / "out")
-    assert reads == {"finetune": 2, "control": 2} and len(restored) == 2
+    assert reads == {"finetune": 2, "control": 2} and len(restored) == 1
 
 
 def test_stream_answers_every_image_in_order(finished, fresh, tmp_path):

@@ -1,66 +1,54 @@
-"""fgvc predict RUN PATHS ... --out=FILE [--format=csv|competition|kaggle] [--group-name=NAME]
+"""fgvc predict RUN PATHS ... --out=FILE [--format=csv|json|parquet|competition|kaggle] [--precision=0.95]
 
-Classifies images with a finished run. The file that is written, by --format:
+Classifies images with a finished run, or with a model folder (RUN/model). By --format:
 
-  csv          file, class, probability, second, margin, error. An image that cannot be read is a row with
-               the reason in 'error' and nothing between; the exit status is then 3
+  csv, json,   a row for each image: file, class, id, probability, second, second_probability, margin,
+  parquet      decision (accept or review), nearest (training image), nearest_class, distance (1 - cosine),
+               unlike (further from all training images than 99 % of the validation images), class_3 and so
+               on with --topk, error
   competition  JSON {"images": {"IMAGE.jpg": "CLASS ID"}, "groupname": NAME}; ids as in the names of the
                training folders, with their leading zeros. For runs whose classes have ids
   kaggle       CSV Id,Category: the image's name without its extension, and the class id, or the class
                name where there are no ids
 
-The last two have no place for a reason, and a server takes an image that is missing for a wrong answer or
-refuses the file: with images that cannot be read they are not written, and the exit status is 2.
-Rows are written as they are found, to FILE.partial, which takes the name FILE when it is complete.
+An image that cannot be read is a row with the reason in 'error'; the last two formats have an empty answer
+for it, and the reasons are in FILE.errors.csv. The exit status is then 3.
+An answer is accepted from the probability on from which --precision of the validation images were right.
+Rows are kept in FILE.partial as they are found: after Ctrl-C or a crash the same command goes on.
 """
 
 import argparse
 import csv
 import itertools
-import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from fgvc_jax.errors import UserError
+from fgvc_jax.images.tta import KINDS
+from fgvc_jax.prediction_files import FORMATS, Partial, Row, check_parquet, row, write
+from fgvc_jax.predictions import PRECISION, accept_from, predictions
 from fgvc_jax.tracking.progress import Progress
+from fgvc_jax.train.stop import Interrupted, Stop
 
 if TYPE_CHECKING:
-    from fgvc_jax.inference import Answer, Classifier
+    from fgvc_jax.inference import Classifier
 
 UNREADABLE = 3  # exit status: the file is complete, but some images could not be read
 
 
 def main() -> int:
     """Classifies the images of the command line; returns the exit status, 0 or 3."""
-    parser = argparse.ArgumentParser(
-        "fgvc predict",
-        description=__doc__.partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", help="the run's workdir, or one of its training phases")
-    parser.add_argument("paths", nargs="+", help="images, or folders that are searched for images")
-    parser.add_argument("--out", required=True, help="the file to write")
-    parser.add_argument("--format", choices=("csv", "competition", "kaggle"), default="csv")
-    parser.add_argument("--group-name", default="", help="the 'groupname' of a competition's file")
-    parser.add_argument("--batch", type=int, default=64, help="images at a time")
-    arguments = parser.parse_args()
-
-    folder = Path(arguments.out).expanduser().resolve().parent
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"--out={arguments.out}: {folder} is no folder that can be written to.")
-    if arguments.batch < 1:
-        raise UserError(f"--batch={arguments.batch}; it must be at least 1.")
-    if arguments.group_name and arguments.format != "competition":
-        raise UserError("--group-name belongs to --format=competition.")
+    arguments = _arguments()
+    out = Path(arguments.out).expanduser()
     from fgvc_jax.inference import load
 
     classifier = load(arguments.run)
     classifier.check_classes()
+    if arguments.rerank:
+        classifier.check_comparator()
     if arguments.format == "competition" and not classifier.class_ids:
         raise UserError(
             f"--format=competition wants class ids, but the classes of {arguments.run} have names only "
@@ -68,66 +56,144 @@ def main() -> int:
             "<classID>_<className>. Use --format=kaggle or csv."
         )
     files = classifier.find_images(arguments.paths)
-    if arguments.format != "csv":
-        names = _names(files, with_extension=arguments.format == "competition")
-    bad: list[str] = []
-    answers = _answers(classifier, files, arguments.batch, bad)
-    out = Path(arguments.out).expanduser()
-    partial = out.with_name(f"{out.name}.partial")
+    if arguments.format in ("competition", "kaggle"):
+        _check_names(files, with_extension=arguments.format == "competition")
+    settings = [arguments.topk, arguments.precision, arguments.tta, arguments.rerank]
+    key = [str(classifier.phase), str(classifier.metrics), str(settings), *files]
     try:
-        with open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            if arguments.format == "csv":
-                _write_csv(file, answers, classifier.classes)
-            else:
-                ids = classifier.class_ids or classifier.classes
-                best = ("" if a.error else ids[a.probabilities.argmax()] for a in answers)
-                named = zip(names, best, strict=True)
-                if arguments.format == "competition":
-                    content = {"images": dict(named), "groupname": arguments.group_name}
-                    file.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-                else:
-                    csv.writer(file).writerows(itertools.chain([("Id", "Category")], named))
+        partial = Partial(out, key)
+        if partial.other:
+            _say(f"{partial.path} was of another command and is replaced.")
+        if partial.done:
+            _say(f"{partial.done:,} of {len(files):,} images were classified before; going on.")
+        try:
+            _classify(classifier, files, partial, arguments)
+            bad = _finish(out, partial, arguments)
+        finally:
+            partial.close()
     except OSError as error:
-        raise UserError(f"{partial} cannot be written: {error.strerror}.") from error
-    if bad and arguments.format != "csv":
-        partial.unlink()
-        raise UserError(_refusal(bad, len(files), arguments.format))
-    os.replace(partial, out)
-    print(f"{len(files) - len(bad):,} images, classified by {classifier.phase}: {out}")
+        raise UserError(
+            f"{error.filename or out} cannot be written: {error.strerror}. The rows so far are kept; the "
+            "same command goes on from them."
+        ) from error
+    print(f"{len(files) - bad:,} images, classified by {classifier.phase}: {out}")
     if bad:
-        print(
-            f"{len(bad):,} of {len(files):,} images could not be read; the column 'error' says why.",
-            file=sys.stderr,
-        )
+        where = "the column 'error' says why"
+        if arguments.format in ("competition", "kaggle"):
+            where = (
+                f"they have an empty answer, which a server may refuse; {out}.errors.csv says why"
+            )
+        _say(f"{bad:,} of {len(files):,} images could not be read; {where}.")
     return UNREADABLE if bad else 0
 
 
-def _answers(
-    classifier: "Classifier", files: Sequence[str], batch: int, bad: list[str]
-) -> Iterator["Answer"]:
-    """An answer for each file, with progress on standard error; errors are added to `bad`."""
-    with Progress("predict", len(files), 1) as progress:
-        for number, answer in enumerate(classifier.stream(files, batch), 1):
-            if answer.error:
-                bad.append(answer.error)
-            yield answer
-            if number % batch == 0 or number == len(files):
-                progress.update(number - progress.step)
-
-
-def _refusal(bad: Sequence[str], count: int, form: str) -> str:
-    more = f"\n  and {len(bad) - 10:,} more" if len(bad) > 10 else ""
-    return (
-        f"{len(bad):,} of {count:,} images cannot be read, and --format={form} has no place to say so; "
-        "nothing was written:\n  "
-        + "\n  ".join(bad[:10])
-        + more
-        + "\nReplace or remove them, or use --format=csv, which has a column for the reason."
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "fgvc predict",
+        description=__doc__.partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument(
+        "run", help="a run's workdir, one of its training phases, or a model folder"
+    )
+    parser.add_argument("paths", nargs="+", help="images, or folders that are searched for images")
+    parser.add_argument("--out", required=True, help="the file to write")
+    parser.add_argument("--format", choices=FORMATS, default="csv")
+    parser.add_argument("--topk", type=int, default=2, help="classes of each image, at least 2")
+    text = "share of the accepted answers that should be right (0.95)"
+    parser.add_argument("--precision", type=float, default=PRECISION, help=text)
+    text = "mean over an image and its mirror image, or over the central crop and those of four corners"
+    parser.add_argument("--tta", choices=tuple(KINDS), default="", help=text)
+    text = "weigh the first classes by the run's comparator (phase 'pairs')"
+    parser.add_argument("--rerank", action="store_true", help=text)
+    parser.add_argument("--group-name", default="", help="the 'groupname' of a competition's file")
+    parser.add_argument("--batch", type=int, default=64, help="images at a time")
+    arguments = parser.parse_args()
+    folder = Path(arguments.out).expanduser().resolve().parent
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--out={arguments.out}: {folder} is no folder that can be written to.")
+    for name, lowest in (("batch", 1), ("topk", 2)):
+        if getattr(arguments, name) < lowest:
+            raise UserError(f"--{name}={getattr(arguments, name)}; it must be at least {lowest}.")
+    if not 0 < arguments.precision <= 1:
+        raise UserError(
+            f"--precision={arguments.precision:g}; it must be above 0 and at most 1 (0.95 = 95 %)."
+        )
+    if arguments.group_name and arguments.format != "competition":
+        raise UserError("--group-name belongs to --format=competition.")
+    if arguments.format == "parquet":
+        check_parquet()
+    return arguments
 
 
-def _names(files: Sequence[str], with_extension: bool) -> list[str]:
-    """The files' names without their folders; UserError where two are the same."""
+def _classify(
+    classifier: "Classifier", files: Sequence[str], partial: Partial, arguments: argparse.Namespace
+) -> None:
+    """Adds the rows that are missing to the partial file, a batch at a time; Ctrl-C is met between two."""
+    found = predictions(
+        classifier,
+        files[partial.done :],
+        topk=arguments.topk,
+        precision=arguments.precision,
+        tta=arguments.tta,
+        rerank=arguments.rerank,
+        batch=arguments.batch,
+    )
+    rows = (row(one, classifier.classes, classifier.class_ids, arguments.topk) for one in found)
+    first = partial.done
+    with Stop() as stop, Progress("predict", len(files), 1, first_step=first) as progress:
+        while some := list(itertools.islice(rows, arguments.batch)):
+            partial.write(some)
+            progress.update(len(some))
+            try:
+                stop.check()
+            except Interrupted:
+                found.close()
+                _say(
+                    f"stopped; {progress.step:,} of {len(files):,} rows are in {partial.path}, and the same "
+                    "command goes on from there."
+                )
+                raise
+    accept = accept_from(classifier, arguments.precision, rerank=arguments.rerank)
+    if accept is None:
+        _say(
+            "no decisions: the model has no calibration, which takes validation images and RUN/model."
+        )
+    elif accept.value is None:
+        _say(
+            f"no answer is accepted: on validation none is sure enough for {arguments.precision:.1%}."
+        )
+    else:
+        _say(
+            f"accepted from probability {accept.value:.4f} on: {accept.accepted:.1%} of the validation "
+            f"images, of which {accept.precision:.1%} are right (95 % interval from {accept.low:.1%})."
+        )
+
+
+def _finish(out: Path, partial: Partial, arguments: argparse.Namespace) -> int:
+    """Writes the file of the format, removes the partial one; returns how many images are not read."""
+    decisions = dict.fromkeys(("accept", "review", "unlike", "error"), 0)
+
+    def counted() -> Iterator[Row]:
+        for one in partial.rows():
+            decisions[one["decision"] or "error"] += bool(one["decision"] or one["error"])
+            decisions["unlike"] += bool(one["unlike"])
+            yield one
+
+    write(out, arguments.format, counted(), arguments.topk, arguments.group_name)
+    if decisions["accept"] or decisions["review"]:
+        _say("{accept:,} accepted, {review:,} to review, {unlike:,} unlike.".format(**decisions))
+    if decisions["error"] and arguments.format in ("competition", "kaggle"):
+        with open(f"{out}.errors.csv", "w", newline="", errors="surrogateescape") as file:
+            writer = csv.writer(file)
+            writer.writerow(("file", "error"))
+            writer.writerows((r["file"], r["error"]) for r in partial.rows() if r["error"])
+    partial.remove()
+    return decisions["error"]
+
+
+def _check_names(files: Sequence[str], with_extension: bool) -> None:
+    """UserError where two files have the same name without their folders."""
     first: dict[str, str] = {}
     for file in files:
         name = Path(file).name if with_extension else Path(file).stem
@@ -137,18 +203,7 @@ def _names(files: Sequence[str], with_extension: bool) -> list[str]:
                 "of an image. Use --format=csv, or predict them one by one."
             )
         first[name] = file
-    return list(first)
 
 
-def _write_csv(out: TextIO, answers: Iterable["Answer"], classes: Sequence[str]) -> None:
-    writer = csv.writer(out)
-    writer.writerow(["file", "class", "probability", "second", "margin", "error"])
-    for file, row, error in answers:
-        if error:
-            writer.writerow([file, "", "", "", "", error.removeprefix(f"{file}: ")])
-            continue
-        first, second = np.argsort(-row, kind="stable")[:2]
-        margin = row[first] - row[second]
-        writer.writerow(
-            [file, classes[first], f"{row[first]:.6f}", classes[second], f"{margin:.6f}", ""]
-        )
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

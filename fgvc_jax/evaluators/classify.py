@@ -94,14 +94,14 @@ def _rerank(scorer: Scorer, scores: dict[str, np.ndarray]) -> dict[str, np.ndarr
     result = {}
     for split, classifier in scores.items():
         queries = scorer.outputs(module, weights, split)["embedding"]
-        classes, nearest = reranking.candidates(
-            classifier, queries, gallery, data.labels("train"), section.rerank_classes
+        result[split] = reranking.reranked(
+            classifier,
+            queries,
+            gallery,
+            data.labels("train"),
+            section.rerank_classes,
+            lambda q, n: np.asarray(same(weights, q, n)),
         )
-        columns = [  # one candidate of every query at a time; -1 picks a row that is then masked
-            np.where(column >= 0, np.asarray(same(weights, queries, gallery[column])), -np.inf)
-            for column in nearest.T
-        ]
-        result[split] = reranking.rerank(classifier, classes, np.stack(columns, axis=1))
     return result
 
 

@@ -17,9 +17,8 @@ import numpy as np
 from fgvc_jax import methods
 from fgvc_jax.errors import UserError
 from fgvc_jax.explain.heat import SECOND, Asked, Heat, explain
-from fgvc_jax.inference import Classifier
+from fgvc_jax.inference import Classifier, of_phase
 from fgvc_jax.model import load_specification, read_done
-from fgvc_jax.train import tree
 from fgvc_jax.trained import REFIT, Found
 
 PARENTS = 3  # at most: from a phase over its refit and its seed to the run
@@ -67,14 +66,12 @@ class Comparator:
     """The comparator of a run: `same(queries, neighbours)`."""
 
     def __init__(self, found: Found):
-        self.model = Classifier(found)
-        static = self.model.static
-        self.step = jax.jit(lambda weights, q, n: tree.merge(static, **weights).same(q, n))
+        self.model = of_phase(found)
 
     def same(self, queries: list, neighbours: list) -> np.ndarray:
         """The probability [N] that each pair of images is of one class."""
         pairs = self.model.embed(queries), self.model.embed(neighbours)
-        return np.asarray(jax.nn.sigmoid(self.step(self.model.weights, *pairs)))
+        return np.asarray(jax.nn.sigmoid(self.model.same(*pairs)))
 
 
 def training_files(classifier: Classifier) -> dict[int, list[str]]:

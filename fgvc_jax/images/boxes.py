@@ -127,8 +127,13 @@ def center_crop_box(hw: jax.Array, resized: jax.Array, size: int) -> jax.Array:
     Returns:
       float32 [4], (top, left, height, width); it reaches over the image where torchvision pads.
     """
+    return placed_crop_box(hw, resized, size, jnp.full(2, 0.5))
+
+
+def placed_crop_box(hw: jax.Array, resized: jax.Array, size: int, place: jax.Array) -> jax.Array:
+    """As `center_crop_box`, at another place: float [2], 0 (top, left) to 1 (bottom, right)."""
     spare = resized - size
-    corner = jnp.where(spare < 0, -(-spare // 2), jnp.round(spare / 2))
+    corner = jnp.where(spare < 0, -(-spare // 2), jnp.round(spare * place))
     return _in_source(corner, hw, resized, size)
 
 

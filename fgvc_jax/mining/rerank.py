@@ -5,10 +5,14 @@ that is nearest to x and S the comparator's "same class" logit (PCNN, Nguyen et 
 descends).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fgvc_jax.ops.knn import class_neighbours
+
+CANDIDATES = 5  # classes that the comparator chooses among, unless it is told otherwise
 
 
 def candidates(
@@ -57,3 +61,25 @@ def rerank(scores_NC: ArrayLike, classes_Nk: np.ndarray, same_Nk: ArrayLike) -> 
         result_NC, classes_Nk, np.take_along_axis(log_p_NC, classes_Nk, 1) + log_same_Nk, axis=1
     )
     return result_NC
+
+
+def reranked(
+    scores_NC: ArrayLike,
+    queries_ND: ArrayLike,
+    gallery_MD: ArrayLike,
+    gallery_labels_M: ArrayLike,
+    k: int,
+    same: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """A classifier's scores re-ranked among the K most probable classes; arguments as above.
+
+    Args:
+      queries_ND, gallery_MD: the comparator's embeddings.
+      same: (queries [N, D], neighbours [N, D]) -> its logits [N].
+    """
+    classes_Nk, nearest_Nk = candidates(scores_NC, queries_ND, gallery_MD, gallery_labels_M, k)
+    columns = [  # one candidate of every query at a time; -1 picks a row that is then masked
+        np.where(column >= 0, same(queries_ND, gallery_MD[column]), -np.inf)
+        for column in nearest_Nk.T
+    ]
+    return rerank(scores_NC, classes_Nk, np.stack(columns, axis=1))

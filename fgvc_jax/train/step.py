@@ -235,3 +235,27 @@ def predict_step(
         return tree.merge(static, params, batch_stats).predict(images)
 
     return jax.jit(predict, out_shardings=NamedSharding(mesh, P()))
+
+
+def predict_views_step(
+    static: tree.Static, mesh: Mesh, preprocess: Callable, places: jax.Array
+) -> Callable[..., dict[str, jax.Array]]:
+    """As `predict_step`, of several views one after the other: outputs [V, B, ...]; nothing is drawn.
+
+    Args:
+      preprocess: (pixels, sizes, place) -> images.
+      places: [V, ...], what `preprocess` is given for each view.
+    """
+    spread = NamedSharding(mesh, meshes.BATCH)
+
+    def predict(params, batch_stats, pixels, sizes, seed, number):
+        del seed, number
+
+        def one(place):
+            images = preprocess(pixels, sizes, place)
+            images = jax.lax.with_sharding_constraint(images, spread)
+            return tree.merge(static, params, batch_stats).predict(images)
+
+        return jax.lax.map(one, places)  # one program for all views, one view in memory
+
+    return jax.jit(predict, out_shardings=NamedSharding(mesh, P()))

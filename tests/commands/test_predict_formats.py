@@ -48,6 +48,7 @@ def finished(data, tmp_path_factory):
     model = json.loads((plain / "finetune" / "model.json").read_text())
     del model["class_ids"]
     (plain / "finetune" / "model.json").write_text(json.dumps(model | {"classes": list("abc")}))
+    shutil.rmtree(plain / "model")  # there was none then
     return workdir, plain
 
 
@@ -127,15 +128,23 @@ def test_what_cannot_be_told_is_refused(predict, finished, data, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["competition", "kaggle"])
-def test_a_file_that_cannot_tell_why_an_image_is_missing_is_not_written(
+def test_reasons_are_beside_a_file_that_has_no_place_for_them(
     predict, finished, data, tmp_path, form
 ):
     shutil.copytree(data / "test", tmp_path / "new")
     for i in range(12):
         (tmp_path / "new" / f"bad{i:02d}.jpg").write_bytes(b"no image")
-    (tmp_path / "out").write_text("old")
     status, text, err = predict(finished[0], tmp_path / "new", f"--format={form}", "--batch=4")
-    assert (status, text) == (2, "old")
-    assert f"12 of 17 images cannot be read, and --format={form} has no place to say so" in err
-    assert f"{tmp_path}/new/bad09.jpg: cannot be read as an image" in err
-    assert "bad10.jpg" not in err and "and 2 more" in err and "--format=csv" in err
+    assert status == 3
+    assert "12 of 17 images could not be read; they have an empty answer" in err
+    if form == "competition":
+        answers = json.loads(text)["images"]
+    else:
+        answers = {f"{r['Id']}.jpg": r["Category"] for r in csv.DictReader(text.splitlines())}
+    assert len(answers) == 17
+    bad = {name for name, answer in answers.items() if not answer}
+    assert bad == {f"bad{i:02d}.jpg" for i in range(12)}
+    with open(tmp_path / "out.errors.csv", newline="") as file:
+        reasons = list(csv.DictReader(file))
+    assert {r["file"] for r in reasons} == {str(tmp_path / "new" / name) for name in bad}
+    assert all(r["error"].startswith("cannot be read as an image") for r in reasons)

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import tempfile
 from pathlib import Path
@@ -95,13 +96,16 @@ def test_what_a_run_costs_counts_the_methods_own_passes(whole, tmp_path):
     assert "means" in text and "6 steps" in text
 
 
-def test_it_predicts_and_is_loaded_in_use(whole):
+def test_its_model_folder_is_loaded_in_use(whole, tmp_path):
     folder, _, _ = whole
     manifest = digits()
     files = json.loads((folder / "manifest.json").read_text())["splits"]["test"]
     images = [manifest.read(file) for file in list(files)[:20]]
-    found = fgvc_jax.load(folder).predict(images)
+    shutil.copytree(folder / "model", tmp_path / "model")  # which holds the method's file too
+    classifier = fgvc_jax.load(tmp_path / "model")
+    found = classifier.predict(images)
     scores = np.load(folder / "evaluate" / "finetune" / "test" / "scores.npy")[:20]
+    scores = scores.astype(np.float64) / classifier.temperature
     expected = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)  # float32, other batch sizes
 
