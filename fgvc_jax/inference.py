@@ -119,7 +119,9 @@ class Classifier:
             probabilities = self._probabilities(outputs["scores"])
             if other is not None:
                 probabilities = self._rerank(other, probabilities, compared)
-            mean = outputs["embedding"].astype(np.float32).mean(axis=0)
+            mean = [None] * len(chunk)
+            if "embedding" in outputs:  # a user's own method may have none
+                mean = outputs["embedding"].astype(np.float32).mean(axis=0)
             for (image, error), p, x in zip(chunk, probabilities, mean, strict=True):
                 yield Answer(image, None, error) if error else Answer(image, p, None, x)
 
@@ -235,7 +237,7 @@ class Classifier:
 
         def collect():
             chunk, outputs, compared = running.popleft()
-            rows = {name: np.asarray(outputs[name]) for name in names}
+            rows = {name: np.asarray(outputs[name]) for name in names if name in outputs}
             rows = {name: (x if tta else x[None])[:, : len(chunk)] for name, x in rows.items()}
             return chunk, rows, None if compared is None else np.asarray(compared)[: len(chunk)]
 

@@ -101,8 +101,9 @@ def _collect(
         if split in data.sizes
     }
     labels, names = data.labels("train"), np.array(data.manifest.splits["train"].files)
-    kept = _evenly(labels, MOST, run.config.seed)
-    support = Support(unit(outputs["train"]["embedding"][kept]), labels[kept], names[kept])
+    kept, support = _evenly(labels, MOST, run.config.seed), None
+    if "embedding" in outputs["train"]:  # a user's own method may have none
+        support = Support(unit(outputs["train"]["embedding"][kept]), labels[kept], names[kept])
     done = read_done(run.workdir / phase)
     about = {
         "data": data.manifest.name,
@@ -122,11 +123,13 @@ def _collect(
     return ModelFolder(specification, arrays, about, calibration, support), outputs
 
 
-def _calibrate(outputs: dict[str, np.ndarray], labels: np.ndarray, support: Support) -> dict:
+def _calibrate(outputs: dict[str, np.ndarray], labels: np.ndarray, support: Support | None) -> dict:
     found: dict[str, Any] = {"images": len(labels)}
     if "scores" in outputs and outputs["scores"].ndim == 2:
         found["temperature"] = temperature(outputs["scores"], labels)
         found |= _answers(outputs["scores"] / found["temperature"], labels)
+    if support is None:
+        return found
     k = min(FAR, len(support.label))
     _, cosine = nearest(outputs["embedding"], support.embedding, k)
     value = float(np.quantile(1 - cosine[:, -1], KNOWN))
