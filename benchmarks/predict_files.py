@@ -1,10 +1,10 @@
-"""10,000 files through `fgvc predict`, 12 of them damaged: rows, reasons, memory, speed over the forward pass.
+"""10,000 files through `fgvc predict`, 12 of them damaged: rows, reasons, memory, speed.
 
     python benchmarks/predict_files.py [--files=10000] [--size=224] [--backbone=resnet18] [--out=FILE.json]
 
 Makes JPEGs of 256 x 256 in a temporary folder and a model folder with random weights, runs the command in a
-process of its own, and then measures in this one, on the same files: decoding alone, the forward pass alone (on
-canvases that are in memory already), and the whole stream. With decoding counted apart, the speed over the
+process of its own, and then measures in this one, on the same files: decoding alone, the forward pass alone
+(on canvases in memory), and the whole stream. With decoding counted apart, the speed over the
 forward pass is the forward's seconds divided by what the stream takes more than decoding alone.
 """
 
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 from PIL import Image
+from result import facts
 
 import fgvc_jax
 import fgvc_jax.predictions
@@ -129,7 +130,7 @@ def main() -> None:
             rows = list(csv.DictReader(file))
         bad = [row for row in rows if row["error"]]
         found = measure(fgvc_jax.load(model), files, arguments.batch)
-    result = {
+    result = facts(("jax", "numpy", "pillow")) | {
         "backbone": arguments.backbone,
         "size": arguments.size,
         "exit_status": done.returncode,
