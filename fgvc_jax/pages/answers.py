@@ -11,7 +11,7 @@ from fgvc_jax.ops import knn
 from fgvc_jax.pages.finished import Finished, Subject, probabilities
 from fgvc_jax.report import per_class
 
-WORST, PAIRS, EACH = 24, 8, 3  # mistakes; pairs of classes, and photos of each direction
+WORST, PAIRS, EACH = 24, 8, 4  # mistakes; pairs of classes, and photos of each direction
 
 
 class Answers(NamedTuple):

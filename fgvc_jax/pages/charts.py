@@ -37,7 +37,7 @@ STYLE = (
     )
 )
 
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 30, 40  # around the area of a plot, pixels
+LEFT, RIGHT, TOP, BOTTOM = 52, 24, 30, 40  # around the area of a plot, pixels
 
 
 class Line(NamedTuple):
@@ -134,7 +134,7 @@ def lines(
     y: str,
     *,
     show: Callable[[float], str] = number,
-    ends: tuple[float, float] | None = None,
+    show_x: Callable[[float], str] = number,
     size: tuple[int, int] = (440, 260),
 ) -> str:
     """Lines over one pair of axes, with dots where they are few, and a legend where there are several.
@@ -142,15 +142,14 @@ def lines(
     Args:
       series: at most `MOST` points of each are drawn, evenly taken.
       x, y: labels of the axes, with units.
-      show: how a tick of y is written.
-      ends: of y; None = of the data.
+      show, show_x: how a tick of y and of x is written.
     """
     every_x = [v for line in series for v in line.xs]
     every_y = [v for line in series for v in line.ys]
-    low, high = ends or (min(every_y), max(every_y))
-    room = 0 if ends else 0.05 * (high - low or abs(high) or 1)
+    low, high = min(every_y), max(every_y)
+    room = 0.05 * (high - low or abs(high) or 1)
     xs = (min(0, *every_x), max(every_x))
-    plane = _Plane(title, x, y, xs, (low - room, high + room), size, show_y=show)
+    plane = _Plane(title, x, y, xs, (low - room, high + room), size, show_x, show)
     for i, line in enumerate(series):
         keep = np.unique(np.linspace(0, len(line.xs) - 1, min(MOST, len(line.xs))).astype(int))
         px, py = [line.xs[k] for k in keep], [line.ys[k] for k in keep]
@@ -163,7 +162,7 @@ def lines(
             left, top = plane.at(a, b)
             plane.parts.append(
                 f'<circle class="f{colour}" cx="{left:.1f}" cy="{top:.1f}" r="3">'
-                f"<title>{escape(line.name)}: {escape(show(b))} at {number(a)}</title></circle>"
+                f"<title>{escape(line.name)}: {escape(show(b))} at {escape(show_x(a))}</title></circle>"
             )
     if len(series) < 2:
         return plane.svg(title)
@@ -293,7 +292,7 @@ def points(
     notes: Sequence[str],
 ) -> str:
     """Points coloured by class, those answered wrongly with a ring; up to 60 classes have their names."""
-    width, height, edge = 900, 640, 24
+    width, height, edge = 900, 640, 40
     low, high = xy_N2.min(0), xy_N2.max(0)
     place = (xy_N2 - low) / np.maximum(high - low, 1e-12)
     place = edge + place * (np.array([width, height]) - 2 * edge)
@@ -311,6 +310,7 @@ def points(
         for label in present:
             x, y = np.median(place[labels == label], axis=0)
             name = escape(_cut(classes[label], 22))
+            x = np.clip(x, 3.6 * len(name), width - 3.6 * len(name))
             parts.append(
                 f'<text class="halo" x="{x:.0f}" y="{y:.0f}" text-anchor="middle">{name}</text>'
             )

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import re
 from typing import Any
 
 import numpy as np
@@ -40,6 +39,16 @@ def row_of(run: Finished, subject: Subject) -> dict[str, Any]:
     _, result = run.evaluation(subject.part)
     rows = result.get("rows") or result["retrieval"]
     return next(row[subject.split] for row in rows if row["name"] == subject.name)
+
+
+def over_seeds(run: Finished, subject: Subject) -> list[dict[str, Any]]:
+    """The subject's metrics on its split, of each seed."""
+    found = []
+    for part in _alike(run, subject.part):
+        _, result = run.evaluation(part)
+        rows = result.get("rows") or result["retrieval"]
+        found += [row[subject.split] for row in rows if row["name"] == subject.name]
+    return found
 
 
 def verdict(run: Finished, subject: Subject) -> tuple[str, list[str], str]:
@@ -170,7 +179,8 @@ def curves(run: Finished, subject: Subject) -> dict[str, list[str]]:
                 if name in lines
             ]
             if series:
-                y = "loss (nats)" if title == "loss" else "share"
+                y = series[0].name if len(series) == 1 else "share"
+                y = "loss (nats)" if title == "loss" else y
                 drawn.append(charts.lines(series, f"{phase}: {title}", "step", y, show=show))
         if drawn:
             found[phase] = drawn
@@ -245,12 +255,11 @@ def licence(package: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         return ""
     stated = found.get("License-Expression") or found.get("License") or ""
-    if stated and len(stated) <= 40:
+    if stated and "\n" not in stated and len(stated) <= 80:
         return stated
-    named = [
-        c.split(" :: ")[-1] for c in found.get_all("Classifier", []) if c.startswith("License ::")
-    ]
-    return ", ".join(named) or (re.split(r"\n|  ", stated.strip())[0][:40] if stated else "")
+    classifiers = found.get_all("Classifier", [])
+    named = [c.split(" :: ")[-1] for c in classifiers if c.startswith("License ::")]
+    return ", ".join(named) or stated.strip()[:80].partition("\n")[0]
 
 
 def parameters(subject: Subject) -> int:

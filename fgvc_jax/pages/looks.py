@@ -60,7 +60,9 @@ def project(embedding_ND: np.ndarray) -> tuple[np.ndarray, str]:
         return np.pad(reduced, ((0, 0), (0, 2)))[:, :2], "principal axes"
     perplexity = min(30, (len(reduced) - 1) / 3)
     tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=SEED, max_iter=500)
-    with threadpool_limits(1):  # its threads wait for each other: where others work too, 6 times slower
+    with threadpool_limits(
+        1
+    ):  # its threads wait for each other: where others work too, 6 times slower
         places = tsne.fit_transform(reduced).astype(np.float64)
     return places, f"t-SNE, perplexity {perplexity:.0f}"
 

@@ -370,6 +370,7 @@ class _Report:
             "share of the images that are answered, surest first",
             "share of these that is wrong",
             show=charts.percent,
+            show_x=charts.percent,
             size=(440, 300),
         )
         half = float(risk[max(0, len(risk) // 2 - 1)])
