@@ -59,6 +59,7 @@ def main() -> int:
             note=note,
             curves=compare.overlaid(entries),
             classes=[] if reason else compare.by_class(entries),
+            headline=compare.headline(rows[: len(entries)], tests),
             names=[entry.name for entry in entries],
         )
     else:

@@ -12,6 +12,7 @@ import numpy as np
 
 COLOURS = 8  # --c0 ... --c7 of the style
 MOST = 600  # points of a line
+NARROW = 544  # pixels: a wider chart is not shrunk below this on a page
 
 # Shared by the pages and the files: light, and dark where the reader prefers it.
 LIGHT = (
@@ -37,7 +38,7 @@ STYLE = (
     )
 )
 
-LEFT, RIGHT, TOP, BOTTOM = 52, 24, 30, 40  # around the area of a plot, pixels
+LEFT, RIGHT, TOP, BOTTOM = 62, 24, 30, 40  # around the area of a plot, pixels
 
 
 class Line(NamedTuple):
@@ -120,7 +121,7 @@ class _Plane:
 
 def _svg(width: float, height: float, label: str, parts: Iterable[str]) -> str:
     return (
-        f'<svg class="chart" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
+        f'<svg class="chart{" big" if width > NARROW else ""}" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
         f'height="{height:.0f}" role="img" aria-label="{escape(label)}">'
         + "".join(parts)
         + "</svg>"

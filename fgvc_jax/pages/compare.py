@@ -146,6 +146,20 @@ def tests(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     return found
 
 
+def headline(rows: Sequence[Mapping], tests: Sequence[Mapping]) -> str:
+    """Which run has the highest accuracy, and whether that holds against the next one."""
+    first, second = sorted(rows, key=lambda row: -row["top1"])[:2]
+    if first["metric"] != second["metric"] or first["split"] != second["split"]:
+        return f"{len(rows)} runs that were not measured alike"
+    name = "top-1" if first["metric"] == "top1" else "Recall@1"
+    text = f"{first['run']} has the highest {name}, {100 * first['top1']:.1f} % on {first['split']}"
+    for test in tests:
+        if {test["a"], test["b"]} == {first["run"], second["run"]}:
+            holds = "is more than chance" if test["p_holm"] < 0.05 else "may be chance"
+            text += f"; its lead over {second['run']} {holds} (p = {test['p_holm']:.2g} by Holm)"
+    return text + "."
+
+
 def read_parents(path: str | os.PathLike, classes: Sequence[str]) -> dict[str, np.ndarray]:
     """{'family': int [C]}: by level the parent of each class, from a CSV with a header: class, then levels.
 
@@ -189,15 +203,13 @@ def _levels(scores, run: Finished, subject: Subject, parents: Mapping[str, np.nd
 
 def overlaid(entries: Sequence[Entry]) -> list[str]:
     """Validation over images trained on, the runs in one chart; and their losses."""
+    metric = "Recall@1 or top-1"
+    if all(entry.subject.scores is not None for entry in entries):
+        metric = "top-1"
     drawn = []
     for names, title, y, show in (
-        (
-            ("val/top1", "val/recall@1"),
-            "Validation",
-            "top-1 (Recall@1 of embeddings)",
-            charts.percent,
-        ),
-        (("train/loss",), "Training loss", "loss (nats)", charts.number),
+        (("val/top1", "val/recall@1"), "Validation", metric, charts.percent),
+        (("train/loss",), "Training loss", "loss", charts.number),
     ):
         series = []
         for entry in entries:

@@ -180,7 +180,7 @@ def curves(run: Finished, subject: Subject) -> dict[str, list[str]]:
             ]
             if series:
                 y = series[0].name if len(series) == 1 else "share"
-                y = "loss (nats)" if title == "loss" else y
+                y = "loss" if title == "loss" else y
                 drawn.append(charts.lines(series, f"{phase}: {title}", "step", y, show=show))
         if drawn:
             found[phase] = drawn

@@ -105,7 +105,7 @@ def read(folder: str | os.PathLike) -> Finished:
         raise UserError(
             f"{folder} is not the workdir of a run: it has no config.json and manifest.json."
         )
-    config = phases.complete(ConfigDict(_json(folder / "config.json")))
+    config = _config(_json(folder / "config.json"))
     seeds = sorted(folder.glob("seed_*"), key=lambda p: int(p.name.removeprefix("seed_")))
     parts = {}
     for part in [p.name for p in seeds] or [""]:
@@ -121,6 +121,22 @@ def read(folder: str | os.PathLike) -> Finished:
         )
     started = folder / STARTED
     return dataclasses.replace(run, started=_json(started) if started.exists() else {})
+
+
+def _config(saved: dict) -> ConfigDict:
+    """The config; keys that are newer than the run are at their defaults."""
+    config = ConfigDict(saved)
+    with config.unlocked():
+        usual = [("", phases.complete_base(config))]
+        usual += [
+            (name, phases.complete_defaults(config[name])) for name in phases.sections(config)
+        ]
+        for name, defaults in usual:
+            target = config[name] if name else config
+            whole = defaults.copy_and_resolve_references().unlock()
+            whole.update(target)
+            target.update(whole)
+    return phases.complete(config)
 
 
 def subject(run: Finished) -> Subject:

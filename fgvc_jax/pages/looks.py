@@ -11,9 +11,9 @@ from fgvc_jax.inference import Classifier, load
 from fgvc_jax.pages.finished import Finished, Subject
 from fgvc_jax.pages.pictures import Pictures
 
-POINTS = 2_000  # of the embedding's picture
-PHOTOS = 40  # training photos of a class that an image is compared with
-TRAINING = 2_000  # of all classes together
+POINTS = 1_000  # of the embedding's picture
+PHOTOS = 25  # training photos of a class that an image is compared with
+TRAINING = 1_000  # of all classes together
 BATCH = 32
 SEED = 0
 
@@ -69,13 +69,17 @@ def project(embedding_ND: np.ndarray) -> tuple[np.ndarray, str]:
 
 def heats(
     classifier: Classifier, images: Sequence[np.ndarray], answered: np.ndarray, true: np.ndarray
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(as the net sees it, heat of the answered class, of the true class) of each image, uint8 [S, S, 3]."""
+) -> list[tuple[np.ndarray, ...]]:
+    """(as the net sees it, heat of the answered class, of the true class) of each image, uint8 [S, S, 3].
+
+    Only the first where the net's map is a single cell, which says nothing of places.
+    """
     wanted = [(int(a), int(t)) for a, t in zip(answered, true, strict=True)]
     drawn = []
     for found in heat.explain(classifier, images, batch=min(8, len(images)), classes=wanted):
         box = heat.box_of("gradcam", found.box)
-        maps = [draw.placed(m, box, len(found.seen)) for m in found.maps["gradcam"][:2]]
+        maps = [m for m in found.maps["gradcam"][:2] if m.size > 1]
+        maps = [draw.placed(m, box, len(found.seen)) for m in maps]
         drawn.append((found.seen, *(draw.overlay(found.seen, m) for m in maps)))
     return drawn
 

@@ -18,7 +18,9 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters["percent"] = lambda x: "–" if x is None or x != x else f"{100 * x:.1f} %"
+    found.filters["percent"] = lambda x: (
+        "–" if x is None or x != x else f"{100 * x:.1f}\N{NO-BREAK SPACE}%"
+    )
     found.filters["svg"] = Markup  # of `charts`, which escape what they are given
     found.globals["chart_style"] = Markup(charts.STYLE)
     return found

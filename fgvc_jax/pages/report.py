@@ -83,7 +83,7 @@ class _Report:
             self.why_not = f"The run had several processes; `fgvc report {run.folder}` adds it."
         elif isinstance(self.pictures.reader, _Unreadable):
             self.why_not = self.pictures.reader.reason
-        else:
+        elif not self.retrieval:  # whose embeddings are kept
             try:
                 self.model = looks.model(run, subject)
             except UserError as error:
@@ -193,12 +193,15 @@ class _Report:
                 "answered": classes[answers.answered[row]],
                 "sure": float(answers.sure[row]),
                 "of_true": None if answers.of_true is None else float(answers.of_true[row]),
+                "heat": (),
+                "photos": (),
             }
             if answers.near is not None:
                 item["near"] = self.photo(answers.near[row])
             items.append(item)
         self.numbers["mistakes"] = [
-            {k: v for k, v in item.items() if k not in ("uri", "near")} for item in items
+            {k: v for k, v in item.items() if k not in ("uri", "near", "heat", "photos")}
+            for item in items
         ]
         self.tables["mistakes"] = self.numbers["mistakes"]
         note = self.why_not
@@ -207,7 +210,8 @@ class _Report:
                 self._look_at(items, rows)
             except UserError as error:
                 note = str(error)
-        return {"items": items, "note": note, "total": int((~answers.right).sum())}
+        flat = any(item["photos"] and not item["heat"] for item in items)
+        return {"items": items, "note": note, "flat": flat, "total": int((~answers.right).sum())}
 
     @property
     def retrieval(self) -> bool:
@@ -234,13 +238,14 @@ class _Report:
             item["uri"] = uri(seen)
             item["heat"] = [uri(x) for x in maps]
             item["photos"] = [
-                photo
-                and {
+                {
                     "uri": self.pictures(photo.file),
                     "file": shown(photo.file),
+                    "class": name,
                     "cosine": photo.cosine,
                 }
-                for photo in photos
+                for photo, name in zip(photos, (item["answered"], item["true"]), strict=True)
+                if photo
             ]
 
     def mined(self) -> dict[str, Any] | None:
@@ -259,7 +264,7 @@ class _Report:
             return None
         at = [(int(pairs["query"][p]), int(pairs["neighbour"][p])) for p in every]
         same, note = None, self.why_not
-        if self.model:
+        if not note:
             try:
                 same = looks.same_class(
                     run,
