@@ -111,7 +111,7 @@ def run(
         if config.data.on_bad == "skip":
             manifest = doctor.leave_out(manifest, findings)
         workdir.claim(config, manifest, folder, main)
-        if main:
+        if main and (command or not (folder / finished.STARTED).exists()):
             started = {"command": command, "weights": licences}
             files.write_json(folder / finished.STARTED, started)
         if main and not dry_run:  # a few images of a few classes say nothing about all

@@ -53,16 +53,21 @@ def of(run: Finished, subject: Subject) -> Answers:
 
 def per_class_rows(answers: Answers, classes: Sequence[str]) -> list[dict[str, Any]]:
     """As `fgvc_jax.report.per_class.rows`, of the classes that occur, worst first."""
-    chosen = np.eye(len(classes))[answers.answered]
-    rows = [row for row in per_class.rows(chosen, answers.true, classes) if row["count"]]
+    counts = metrics.confusion_matrix(answers.answered, answers.true, len(classes))
+    rows = [row for row in per_class.rows_of(counts, classes) if row["count"]]
     return sorted(rows, key=lambda row: row["accuracy"])
 
 
-def counts(answers: Answers, classes: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """(int [K, K], names) of the confusion matrix of the classes that occur, true or answered."""
-    every = metrics.confusion_matrix(answers.answered, answers.true, len(classes))
-    used = np.flatnonzero(every.sum(0) + every.sum(1))
-    return every[np.ix_(used, used)], [classes[i] for i in used]
+def occurring(answers: Answers) -> np.ndarray:
+    """int [K]: the classes that are true or answered somewhere."""
+    return np.union1d(answers.true, answers.answered)
+
+
+def counts(answers: Answers) -> np.ndarray:
+    """int [K, K]: the confusion matrix of the classes that occur."""
+    used = occurring(answers)
+    places = np.searchsorted(used, answers.answered), np.searchsorted(used, answers.true)
+    return metrics.confusion_matrix(*places, len(used))
 
 
 def confused(answers: Answers, most: int = PAIRS) -> list[dict[str, Any]]:
@@ -125,7 +130,7 @@ def changed(
 
 
 def hardest(
-    pairs: dict[str, np.ndarray], labels: np.ndarray, most: int = 6
+    pairs: dict[str, np.ndarray], labels: np.ndarray, most: int = 8
 ) -> dict[str, list[int]]:
     """Rows of the mined pairs: of one class the least similar, of two the most similar.
 

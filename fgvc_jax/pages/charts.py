@@ -120,11 +120,10 @@ class _Plane:
 
 
 def _svg(width: float, height: float, label: str, parts: Iterable[str]) -> str:
+    name, size = "chart big" if width > NARROW else "chart", f"{width:.0f} {height:.0f}"
     return (
-        f'<svg class="chart{" big" if width > NARROW else ""}" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
-        f'height="{height:.0f}" role="img" aria-label="{escape(label)}">'
-        + "".join(parts)
-        + "</svg>"
+        f'<svg class="{name}" viewBox="0 0 {size}" width="{width:.0f}" height="{height:.0f}" role="img" '
+        f'aria-label="{escape(label)}">' + "".join(parts) + "</svg>"
     )
 
 

@@ -167,15 +167,16 @@ class _Report:
         return told
 
     def matrix(self) -> dict[str, Any]:
-        found, names = asked.counts(self.answers, self.run.classes)
+        names = [self.run.classes[c] for c in asked.occurring(self.answers)]
+        if len(names) > MATRIX:
+            return {"count": len(names), "svg": ""}
+        found = asked.counts(self.answers)
         self.tables["confusion_matrix"] = [
             {"true \\ answered": name} | dict(zip(names, row.tolist(), strict=True))
             for name, row in zip(names, found, strict=True)
         ]
-        if len(names) > MATRIX:
-            return {"count": len(names)}
         self.figures["confusion_matrix"] = charts.matrix(found, names)
-        return {"svg": self.figures["confusion_matrix"]}
+        return {"count": len(names), "svg": self.figures["confusion_matrix"]}
 
     def classes(self) -> dict[str, Any]:
         rows = asked.per_class_rows(self.answers, self.run.classes)
@@ -340,16 +341,19 @@ class _Report:
         if subject.embedding is not None:
             vectors = subject.embedding[rows]
         elif self.model is None:
-            return {"note": self.why_not}
+            return {"svg": "", "note": self.why_not}
         else:
             try:
                 vectors = looks.embed(
                     self.model, self.pictures, [answers.files[row] for row in rows]
                 )
             except UserError as error:
-                return {"note": str(error)}
+                return {"svg": "", "note": str(error)}
         if len(vectors) < 3:
-            return {"note": "There are too few images for a picture of their embeddings."}
+            return {
+                "svg": "",
+                "note": "There are too few images for a picture of their embeddings.",
+            }
         places, how = looks.project(vectors)
         classes = self.run.classes
         notes = [
