@@ -5,7 +5,18 @@ import sys
 
 from fgvc_jax.errors import UserError
 
-COMMANDS = ("train", "predict", "explain", "methods", "weights", "export", "check", "prepare")
+COMMANDS = (
+    "train",
+    "predict",
+    "explain",
+    "report",
+    "compare",
+    "methods",
+    "weights",
+    "export",
+    "check",
+    "prepare",
+)
 
 
 def main() -> int:

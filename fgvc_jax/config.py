@@ -127,6 +127,7 @@ def base() -> ConfigDict:
     config.log = ConfigDict()
     config.log.every = "50 steps"
     config.log.tensorboard = True
+    config.log.report = True  # report/report.html at the end; `fgvc report RUN` makes it later
     return config
 
 

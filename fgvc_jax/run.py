@@ -5,6 +5,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ from fgvc_jax.export import model_folder
 from fgvc_jax.images import protocols
 from fgvc_jax.images.view import View
 from fgvc_jax.model import read_done
+from fgvc_jax.pages import finished, report
 from fgvc_jax.phases._base import Phase, Result
 from fgvc_jax.report import summary
 from fgvc_jax.tracking.progress import duration
@@ -43,6 +45,7 @@ def run(
     *,
     dry_run: bool = False,
     reuse: str | os.PathLike = "",
+    command: str = "",
 ) -> dict[str, dict[str, Result]]:
     """Runs every phase of `config.phases` that is not yet done in this workdir.
 
@@ -52,6 +55,7 @@ def run(
         in seed_0, seed_1, ...; with protocol 'refit' the second training lies in refit.
       dry_run: two steps of every phase on 64 images, in folder/dry_run, which is emptied first.
       reuse: another workdir, from which phases that would come out the same are taken.
+      command: what was typed, for the report.
 
     Returns:
       By sub-folder ('' for the workdir itself), what each phase's DONE.json holds.
@@ -71,7 +75,7 @@ def run(
     main = jax.process_index() == 0
     log.info("device: %s", meshes.name_devices())
     use_compilation_cache()
-    manifest = _find_inputs(config)
+    manifest, licences = _find_inputs(config)
     _make_workdir(folder, manifest, config.data.source)
     view, classifying = view_of(config), _classifying(config)
     if dry_run:  # without a look at all the others
@@ -108,6 +112,9 @@ def run(
         if config.data.on_bad == "skip":
             manifest = doctor.leave_out(manifest, findings)
         workdir.claim(config, manifest, folder, main)
+        if main and (command or not (folder / finished.STARTED).exists()):
+            started = {"command": command, "weights": licences}
+            files.write_json(folder / finished.STARTED, started)
         if main and not dry_run:  # a few images of a few classes say nothing about all
             doctor.save(findings, manifest, folder)
             for finding in findings.of("warning"):
@@ -135,7 +142,31 @@ def run(
             raise
     for line in summary.lines(results, manifest, folder):
         log.info(line)
+    if main and config.log.report and not dry_run:
+        _report(folder, results)
     return results
+
+
+def _report(folder: Path, results: dict[str, dict[str, Result]]) -> None:
+    """Writes the report, where there is something new. The run is finished, whatever comes of it."""
+    if not any("rows" in r or "retrieval" in r for done in results.values() for r in done.values()):
+        return  # nothing was evaluated
+    page = folder / report.FOLDER / report.PAGE
+    done = [folder / part / name / "DONE.json" for part, names in results.items() for name in names]
+    if not page.exists() or page.stat().st_mtime < max(d.stat().st_mtime for d in done):
+        try:
+            # With several processes the model's passes would wait for the others.
+            report.make(folder, use_model=jax.process_count() == 1)
+        except Exception as error:
+            log.warning(
+                "warning: the report could not be made (%s: %s); the run is finished all the same. "
+                "Try again: fgvc report %s",
+                type(error).__name__,
+                error,
+                shlex.quote(str(folder)),
+            )
+            return
+    log.info("  report: %s", page)
 
 
 def _make_workdir(folder: Path, manifest: manifests.Manifest, source: str) -> None:
@@ -164,8 +195,11 @@ def _sources(reuse: str | os.PathLike) -> list[Path]:
     return [*parts, *(p / "refit" for p in parts if (p / "refit").is_dir())]
 
 
-def _find_inputs(config: ConfigDict) -> manifests.Manifest:
-    """The data; one UserError that names all that is missing, before anything is downloaded."""
+def _find_inputs(config: ConfigDict) -> tuple[manifests.Manifest, dict[str, str]]:
+    """The data, and the licence of each file of weights.
+
+    One UserError names all that is missing, before anything is downloaded.
+    """
     missing, manifest = [], None
     try:
         manifest = load.read(config.data)
@@ -181,9 +215,7 @@ def _find_inputs(config: ConfigDict) -> manifests.Manifest:
             missing.append(f"{where}{error}")
     if missing:
         raise UserError("\n".join(missing))
-    for source in weights:
-        published.locate(source)
-    return manifest
+    return manifest, {source: published.locate(source).licence for source in weights}
 
 
 def _classifying(config: ConfigDict) -> bool:

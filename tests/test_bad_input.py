@@ -34,6 +34,7 @@ TINY = (
     "--config.model.arguments.heads=1",
     "--config.image.size=32",
     "--config.log.tensorboard=false",
+    "--config.log.report=false",
     "--config.finetune.length=1 steps",
     "--config.finetune.batch=4",
 )

@@ -330,7 +330,7 @@ def shrunk(name: str, root: Path):
     config.model.pretrained = config.model.second_pretrained = ""
     config.image.size = config.image.resize = 32
     config.image.crop_scale = (0.3, 1.0)
-    config.log.tensorboard = False
+    config.log.tensorboard = config.log.report = False
     if name != AUGMENTED:
         config.image.augment, config.image.augment_first = "none", False
     if name in RESNETS:

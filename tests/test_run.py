@@ -78,6 +78,7 @@ ALL = list(configs.phases(tiny.pipeline()))
         ("data.on_bad", "skip", []),
         ("model.remat", True, []),
         ("log.tensorboard", True, []),
+        ("log.report", True, []),
         ("devices.fsdp", 2, []),
         ("data.cache", "elsewhere", []),
         ("data.feed", "streamed", []),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
+from fgvc_jax.pages import report
 from fgvc_jax.run import run
 from fgvc_jax.train.checkpoint import Checkpoints
 
@@ -121,3 +122,20 @@ def test_another_length_in_the_same_workdir_is_refused(two_seeds):
     made.seeds, made.protocol = 2, "refit"
     with pytest.raises(UserError, match=r"(?s)finetune.length: '12 steps' there.*--reuse="):
         run(made, folder)
+
+
+def test_the_report_is_of_all_seeds(two_seeds):
+    """Means over the refitted seeds, the verdict in how many; pictures of the first."""
+    folder, results, _ = two_seeds
+    report.make(folder, use_model=False)
+    said = json.loads((folder / "report" / "report.json").read_text())
+    assert said["model"] == {"part": "seed_0/refit", "phase": "retrain", "checkpoint": "last"}
+    assert "of 2 seeds" in said["verdict"]
+    values = [
+        100 * row["test"]["top1"]
+        for part in ("seed_0/refit", "seed_1/refit")
+        for row in results[part]["evaluate"]["rows"]
+        if row["name"] == "retrain"
+    ]
+    text = (folder / "report" / "report.html").read_text()
+    assert f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}" in text

@@ -29,6 +29,7 @@ def pipeline(backbone="resnet18", **arguments):
     config.model.arguments = narrow | arguments
     config.log.every = "4 steps"
     config.log.tensorboard = False
+    config.log.report = False  # tests/pages makes reports
     recipes.finer(
         config,
         finetune={

@@ -6,6 +6,7 @@ The same as `python launch.py`.
 import ast
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def main() -> None:
 
     logging.set_verbosity(logging.ERROR)  # the libraries' own remarks
     to_stdout()
-    run(config, values.workdir, dry_run=values.dry_run, reuse=values.reuse)
+    command = shlex.join(["fgvc", "train", *sys.argv[1:]])
+    run(config, values.workdir, dry_run=values.dry_run, reuse=values.reuse, command=command)
 
 
 def _parse(values: flags.FlagValues) -> tuple[list[str], dict[str, str]]:

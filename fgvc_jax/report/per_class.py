@@ -23,7 +23,11 @@ def rows(logits_NC: ArrayLike, labels_N: ArrayLike, classes: Sequence[str]) -> l
     the class was never answered.
     """
     logits_NC, labels_N = checked_scores(logits_NC, labels_N, len(classes))
-    counts_CC = confusion_matrix(logits_NC.argmax(axis=1), labels_N, len(classes))
+    return rows_of(confusion_matrix(logits_NC.argmax(axis=1), labels_N, len(classes)), classes)
+
+
+def rows_of(counts_CC: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """As `rows`, from a confusion matrix int [C, C]."""
     recall_C, precision_C, f1_C = by_class(counts_CC)
     wrong_CC = counts_CC * (1 - np.eye(len(classes), dtype=np.int64))
     table = []

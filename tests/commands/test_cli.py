@@ -104,6 +104,7 @@ def test_dry_run_takes_two_steps_of_every_phase_and_leaves_the_run_alone(call, t
         "--config.image.size=32",
         "--config.finetune.batch=8",
         "--config.log.tensorboard=false",
+        "--config.log.report=false",
         f"--workdir={workdir}",
         "--dry_run",
     )

@@ -34,7 +34,7 @@ def config(root, **model):
     made.image.size = made.image.resize = 16
     made.model.backbone = "resnet18"
     made.model.arguments = {"width": 4, "depths": (1, 1, 1, 1)} | model
-    made.log.tensorboard = False
+    made.log.tensorboard = made.log.report = False
     settings = {"length": "3 steps", "batch": 4, "validation": {"every": "3 steps"}}
     made.finetune = phases.section("train", **recipes.merge(recipes.PLAIN, settings))
     made.finetune.schedule.warmup = "0 steps"
