@@ -163,8 +163,15 @@ def forced(state, theirs: Torch):
     return jax.tree.map(np.array, state | new)  # copies: the step gives away its buffers
 
 
-@pytest.mark.parametrize("with_sam", [False, True], ids=["sgd", "sam"])
-@pytest.mark.parametrize("build", [resnet, vit])
+@pytest.mark.parametrize(
+    ("build", "with_sam"),
+    [
+        pytest.param(resnet, False, id="resnet-sgd"),
+        pytest.param(resnet, True, id="resnet-sam", marks=pytest.mark.slow),
+        pytest.param(vit, False, id="vit-sgd", marks=pytest.mark.slow),
+        pytest.param(vit, True, id="vit-sam"),
+    ],
+)
 def test_updates_of_20_steps(build, with_sam, tmp_path):
     with jax.enable_x64(True):
         model, head, module = build(tmp_path / "model.pth")

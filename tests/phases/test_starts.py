@@ -34,7 +34,11 @@ def config(method, **arguments):
 
 @pytest.mark.parametrize(
     ("method", "arguments"),
-    [("bilinear", {"reduction": 8}), ("triplet", {"embedding": 10}), ("baseline", {})],
+    [
+        pytest.param("bilinear", {"reduction": 8}, marks=pytest.mark.slow),
+        ("triplet", {"embedding": 10}),
+        pytest.param("baseline", {}, marks=pytest.mark.slow),
+    ],
 )
 def test_the_net_is_taken_and_a_head_where_it_is_one(method, arguments, tmp_path):
     """A bilinear head has another shape; an embedding of ten numbers the shape of a head of ten classes."""
