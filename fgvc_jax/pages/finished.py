@@ -116,8 +116,8 @@ def read(folder: str | os.PathLike) -> Finished:
     run = Finished(folder, config, _json(folder / "manifest.json"), parts, {})
     if not any(run.evaluation(part)[0] for part in parts):
         raise UserError(
-            f"{folder} has no finished evaluation. Start the run's command again; it goes on where it "
-            "was, and writes the report at its end."
+            f"{folder} has no finished evaluation of a classifier or of embeddings, which a report is about. "
+            "Where its phases have one, start the run's command again: it goes on where it was."
         )
     started = folder / STARTED
     return dataclasses.replace(run, started=_json(started) if started.exists() else {})
