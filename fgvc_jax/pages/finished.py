@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from fgvc_jax import config as configs
 from fgvc_jax import phases
 from fgvc_jax.data import load, sources
 from fgvc_jax.data.manifest import Split
@@ -110,7 +111,7 @@ def read(folder: str | os.PathLike) -> Finished:
     parts = {}
     for part in [p.name for p in seeds] or [""]:
         for inner in (part, os.path.join(part, REFIT)):
-            done = {name: read_done(folder / inner / name) for name in config.phases}
+            done = {name: read_done(folder / inner / name) for name in configs.phases(config)}
             if found := {name: result for name, result in done.items() if result}:
                 parts[inner] = found
     run = Finished(folder, config, _json(folder / "manifest.json"), parts, {})
