@@ -157,7 +157,7 @@ def _report(folder: Path, results: dict[str, dict[str, Result]]) -> None:
         try:
             # With several processes the model's passes would wait for the others.
             report.make(folder, use_model=jax.process_count() == 1)
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             log.warning(
                 "warning: the report could not be made (%s: %s); the run is finished all the same. "
                 "Try again: fgvc report %s",

@@ -242,6 +242,7 @@ def origin(run: Finished) -> dict[str, Any]:
         "config": json.dumps(run.config.to_dict(), indent=1, sort_keys=True, default=list),
         "packages": [(name, version, licence(name)) for name, version in versions.items()],
         "weights": [(source, known.get(source, "unknown")) for source in asked],
+        "start": run.config.init.run,
         "finished": result.get("finished", ""),
     }
 

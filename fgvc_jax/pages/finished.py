@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from fgvc_jax import config as configs
 from fgvc_jax import phases
 from fgvc_jax.data import load, sources
 from fgvc_jax.data.manifest import Split
@@ -110,14 +111,14 @@ def read(folder: str | os.PathLike) -> Finished:
     parts = {}
     for part in [p.name for p in seeds] or [""]:
         for inner in (part, os.path.join(part, REFIT)):
-            done = {name: read_done(folder / inner / name) for name in config.phases}
+            done = {name: read_done(folder / inner / name) for name in configs.phases(config)}
             if found := {name: result for name, result in done.items() if result}:
                 parts[inner] = found
     run = Finished(folder, config, _json(folder / "manifest.json"), parts, {})
     if not any(run.evaluation(part)[0] for part in parts):
         raise UserError(
-            f"{folder} has no finished evaluation. Start the run's command again; it goes on where it "
-            "was, and writes the report at its end."
+            f"{folder} has no finished evaluation of a classifier or of embeddings, which a report is about. "
+            "Where its phases have one, start the run's command again: it goes on where it was."
         )
     started = folder / STARTED
     return dataclasses.replace(run, started=_json(started) if started.exists() else {})

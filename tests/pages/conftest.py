@@ -34,6 +34,7 @@ def config(photos):
         made[name].length = made[name].validation.every = "2 steps"
         made[name].batch = 4
     made.log.report = True
+    made.phases = (",".join(made.phases),)  # as a command line gives them
     return made
 
 
