@@ -22,8 +22,8 @@ from produce31_methods import config_of
 from result import add_out, facts, write
 
 import fgvc_jax
+from fgvc_jax import photos as run_photos
 from fgvc_jax.audit import score as scores
-from fgvc_jax.audit.photos import training_photos
 from fgvc_jax.run import run, use_compilation_cache
 from fgvc_jax.tracking.logs import to_stdout
 
@@ -88,7 +88,7 @@ def measure(args, among: str) -> dict:
         ):
             continue
         classifier = fgvc_jax.load(folder / "run", which=which)
-        photos = training_photos(classifier)
+        photos = run_photos.of_phase(classifier.phase)
         wrong = np.array([file in swapped for file in photos.files])
         true = [swapped.get(file) for file in photos.files]
         embeddings = classifier.embed(map(photos.read, photos.files))

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from fgvc_jax import files
-from fgvc_jax.audit.photos import Photos
 from fgvc_jax.audit.score import Scores, nearest_of_class
 from fgvc_jax.data.doctor.findings import shown
 from fgvc_jax.data.patch import DROP
+from fgvc_jax.photos import Photos
 
 LARGE, SMALL = 224, 108  # longer side of a photo and of those beside it, pixels
 NEAREST = 3  # photos of each class

@@ -49,13 +49,13 @@ def main() -> None:
     for name, lowest in (("show", 1), ("neighbours", 1), ("folds", 2), ("batch", 1)):
         at_least(getattr(arguments, name), lowest, f"--{name}")
     from fgvc_jax import files
+    from fgvc_jax import photos as run_photos
     from fgvc_jax.audit import page
-    from fgvc_jax.audit.photos import training_photos
     from fgvc_jax.audit.score import score
     from fgvc_jax.inference import load
 
     classifier = load(arguments.run, which=arguments.checkpoint)
-    photos = training_photos(classifier)
+    photos = run_photos.of_phase(classifier.phase)
     out = Path(arguments.out or Path(arguments.run, "audit")).expanduser()
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
-"""The training images of a finished run: names, labels, and how their pixels are read."""
+"""The images of a finished run: names, labels, and how their pixels are read."""
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,16 +10,15 @@ import numpy as np
 from fgvc_jax.config import base
 from fgvc_jax.data import load
 from fgvc_jax.errors import UserError
-from fgvc_jax.inference import Classifier
 from fgvc_jax.trained import run_of, trained_on
 
 
 class Photos(NamedTuple):
-    """N training images.
+    """N images.
 
     Attributes:
       files: as in the run's manifest.json.
-      labels: int32 [N], places in `classes`: the labels that the run was trained with.
+      labels: int32 [N], places in `classes`: the labels that the run was given.
       classes: the class names of the data.
       read: file -> uint8 [H, W, 3], RGB, upright. Raises UserError for a file it cannot read.
     """
@@ -29,22 +29,24 @@ class Photos(NamedTuple):
     read: Callable[[str], np.ndarray]
 
 
-def training_photos(classifier: Classifier) -> Photos:
-    """What a classifier was trained on.
+def of_phase(phase: Path, split: str = "") -> Photos:
+    """What a training phase was trained on; or another split of its run, which may be empty.
 
     Raises:
       UserError: its run has no manifest.json any more, or its data are not where they were.
     """
-    manifest, images = trained_on(classifier.phase)
+    manifest, images = trained_on(phase)
+    images = manifest["splits"].get(split, {}) if split else images
     data = base().data
-    saved = json.loads((run_of(classifier.phase) / "config.json").read_text())["data"]
+    saved = json.loads((run_of(phase) / "config.json").read_text())["data"]
     for key in data.keys() & saved.keys():
         data[key] = tuple(saved[key]) if isinstance(saved[key], list) else saved[key]
+    data.labels_patch = ""  # the labels are the manifest's, and the patch may be gone
     try:
         read = load.read(data).read
     except UserError as error:
         raise UserError(
-            f"the training images of {classifier.phase} cannot be read: {error}"
+            f"the images that {phase} was trained on cannot be read: {error}"
         ) from error
     labels = np.array(list(images.values()), np.int32)
     return Photos(tuple(images), labels, tuple(manifest["classes"]), read)
