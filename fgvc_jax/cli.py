@@ -14,6 +14,7 @@ COMMANDS = (
     "export",
     "check",
     "audit",
+    "evolution",
     "prepare",
 )
 
