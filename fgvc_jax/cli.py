@@ -15,6 +15,8 @@ COMMANDS = (
     "weights",
     "export",
     "check",
+    "audit",
+    "evolution",
     "prepare",
 )
 

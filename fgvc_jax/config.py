@@ -25,7 +25,9 @@ PLACEMENT = (
     "data.cache",
     "data.feed",
     "data.resident_gb",
-    "data.on_bad",  # what it leaves out shows in the manifest
+    # What these leave out or relabel shows in the manifest, which a run is tied to.
+    "data.on_bad",
+    "data.labels_patch",
 )
 
 
@@ -58,6 +60,8 @@ def base() -> ConfigDict:
     # Photos of one thing stay in one split: a regular expression over the path, whose first (...) tells which
     # thing, such as '(part\d+)_view'; '' = every photo for itself.
     config.data.group = ""
+    # A CSV file of corrected labels, file,label,new_label, see `fgvc audit` and docs/audit.md; '' = none.
+    config.data.labels_patch = ""
     config.data.split_seed = 0  # stays when `seed` changes: other seeds, the same split
     config.data.on_bad = "stop"  # 'skip' leaves bad training images out; see `fgvc check`
     # Images with a longer side are shrunk to it, once, when cached; 0 = what the resize needs, 512 at least.

@@ -1,5 +1,6 @@
-"""Which trained model the folder of a run stands for."""
+"""Which trained model the folder of a run stands for, and what it was trained on."""
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ from fgvc_jax.train.checkpoint import METRIC
 
 KINDS = ("classify", "retrieve")  # evaluators of models that take single images
 REFIT = "refit"  # in a run's folder, its second training, on train + val
+PARENTS = 3  # at most: from a phase over its refit and its seed to the run
 
 
 class Found(NamedTuple):
@@ -83,6 +85,26 @@ def is_refit(run: Path) -> bool:
 def gives_classes(specification: Specification) -> bool:
     """Whether the model is a classifier."""
     return methods.get(specification.method).evaluator == "classify"
+
+
+def run_of(phase: Path) -> Path:
+    """The workdir that a phase lies in: the folder above it with manifest.json and config.json.
+
+    Raises:
+      UserError: there is none.
+    """
+    for folder in list(phase.parents)[:PARENTS]:
+        if (folder / "manifest.json").exists():
+            return folder
+    raise UserError(f"no manifest.json above {phase}, which would name its training images")
+
+
+def trained_on(phase: Path) -> tuple[dict, dict[str, int]]:
+    """(manifest.json of the run, its training images with their labels) of a phase; errors as `run_of`."""
+    manifest = json.loads((run_of(phase) / "manifest.json").read_text(errors="surrogateescape"))
+    splits = ("train", "val") if phase.parent.name == REFIT else ("train",)
+    every = [manifest["splits"].get(split, {}) for split in splits]
+    return manifest, {file: label for images in every for file, label in images.items()}
 
 
 def best_on_validation(run: Path, which: str) -> Found | None:

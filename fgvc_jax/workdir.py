@@ -69,7 +69,8 @@ def claim(config: ConfigDict, manifest: manifests.Manifest, workdir: Path, main:
         if before != now:
             raise UserError(
                 f"the images or labels have changed since {workdir} was started; its manifest.json lists "
-                "what they were. Nothing there was touched. Use a new --workdir."
+                "what they were (config.data.labels_patch changes them too). Nothing there was touched. "
+                "Use a new --workdir."
             )
     if main:
         files.write_text(path, configs.as_json(config) + "\n")

@@ -35,13 +35,15 @@ def main() -> None:
             raise UserError(f"cannot write {path}: there is no folder {path.parent}.")
     from fgvc_jax import files
     from fgvc_jax.config import base
-    from fgvc_jax.data import doctor, load
+    from fgvc_jax.data import doctor, load, patch
     from fgvc_jax.data.doctor import page, report
 
     data = base().data
     data.source, data.root, data.group = arguments.source, arguments.root, arguments.group
     _override(data, rest)
     manifest = load.read(data)
+    if data.labels_patch:
+        print(patch.told(data.labels_patch, patch.read(data.labels_patch)))
     facts = doctor.collect(manifest, files.cache_folder(data.cache))
     manifest = load.split(manifest, data, facts)
     findings = doctor.judge(
@@ -59,9 +61,10 @@ def main() -> None:
     *lines, verdict = report.report(findings)
     print(*lines, sep="\n")
     if arguments.on_bad == "skip" and findings.of("error"):
-        left_out = doctor.leave_out(manifest, findings).excluded
+        doctor.leave_out(manifest, findings)
         doctor.stop_at_errors(findings, "skip")
-        print(f"Ready for training, which leaves these images of train out: {len(left_out):,}.")
+        left_out = len(findings.exclude)
+        print(f"Ready for training, which leaves these images of train out: {left_out:,}.")
     elif findings.of("error"):
         raise UserError(verdict)
     else:

@@ -1,15 +1,19 @@
 """fgvc explain RUN PATHS ... --out=DIR [--kind=gradcam] [--classes=predicted,second,true] [--run2=RUN2]
-    [--occlude=mean] [--scores] [--evidence] [--why]
+    [--occlude=mean] [--scores] [--evidence] [--why] [--boxes=FILE]
+fgvc explain RUN --pairs=12 --out=DIR
 
 Draws where a finished run looks: heat maps on each image, for some classes, as PNG; the numbers as npz. The
 true class is known where an image lies in a folder that is called like a class. With --run2 another run's
 maps stand below.
 
---kind is gradcam, hirescam or eigencam; rollout, of a ViT, one map for all classes; or occlusion, how far a
-class's probability drops when a patch covers a place. --occlude covers the hottest part and looks again.
---scores removes and puts in pixels, hottest first, and writes scores.csv. --evidence draws what the method
-itself has picked out: boxes, tokens, strips. --why adds the nearest training photo of the predicted and of
-the second class, with the heat maps of both.
+--kind is gradcam, hirescam or eigencam (--cam says which of these are computed); rollout, of a ViT, one map
+for all classes; or occlusion, how far a class's probability drops when a patch covers a place. --occlude
+covers the hottest part and looks again. --scores removes and puts in pixels, hottest first, and writes
+scores.csv. --evidence draws what the method itself has picked out: boxes, tokens, strips. --why adds the
+nearest training photo of the predicted and of the second class, with the heat maps of both. --boxes writes
+how much of the heat lies inside boxes around the object, boxes.csv: FILE is CUB's bounding_boxes.txt or a
+CSV file,x,y,width,height. --pairs draws the hardest mined pairs of a run with a comparator, and what speaks
+for and against one class in both photos: pairs.png, pairs.csv.
 docs/explain.md says what each is, where it comes from, and what it does not show.
 """
 
@@ -35,12 +39,17 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", help="the run's workdir, or one of its training phases")
-    parser.add_argument("paths", nargs="+", help="images, or folders that are searched for images")
+    parser.add_argument("paths", nargs="*", help="images, or folders that are searched for images")
     parser.add_argument("--out", required=True, help="the folder to write to")
     parser.add_argument("--run2", default="", help="a second run, to compare with")
     parser.add_argument("--classes", default="predicted,second", help="predicted, second, true")
     parser.add_argument(
-        "--kind", default="gradcam", help="gradcam, hirescam, eigencam, rollout, occlusion"
+        "--kind",
+        default="",
+        help="gradcam, hirescam, eigencam, rollout, occlusion; the first of --cam",
+    )
+    parser.add_argument(
+        "--cam", default="gradcam,hirescam,eigencam", help="those of the first three to compute"
     )
     parser.add_argument(
         "--patch", type=int, help="of kind occlusion: its side in pixels; a quarter of the image's"
@@ -63,6 +72,8 @@ def main() -> int:
         action="store_true",
         help="the nearest training photos of the two likeliest classes",
     )
+    parser.add_argument("--boxes", default="", help="a file of boxes around the objects")
+    parser.add_argument("--pairs", type=int, help="how many of the hardest mined pairs to draw")
     parser.add_argument("--batch", type=int, default=16, help="images at a time")
     arguments = parser.parse_args()
     wanted = [name.strip() for name in arguments.classes.split(",")]
@@ -70,21 +81,30 @@ def main() -> int:
         choose(name, CLASSES, "--classes")
     if arguments.why:
         wanted = list(CLASSES[:2])
-    for name in ("batch", "steps", "patch", "stride"):
+    for name in ("batch", "steps", "patch", "stride", "pairs"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name}={getattr(arguments, name)}; it must be at least 1.")
+    if not arguments.paths and not arguments.pairs:
+        raise UserError("nothing to explain: name images or folders, or --pairs=12.")
     from fgvc_jax import methods
-    from fgvc_jax.explain import curves, draw, heat, occlusion, why
+    from fgvc_jax.data.sources import read_image
+    from fgvc_jax.explain import cam, curves, draw, heat, inside, occlusion, why
     from fgvc_jax.inference import load
 
+    cams = tuple(choose(name.strip(), cam.KINDS, "--cam") for name in arguments.cam.split(","))
+    kind = choose(arguments.kind or cams[0], heat.KINDS, "--kind")
+    if kind in cam.KINDS and kind not in cams:
+        raise UserError(f"--kind={kind} is to be drawn and is not among --cam={arguments.cam}.")
     asked = heat.Asked(
-        kind=choose(arguments.kind, heat.KINDS, "--kind"),
+        kind=kind,
+        cams=cams,
         patch=arguments.patch or 0,
         stride=arguments.stride or 0,
         occlude=choose(arguments.occlude, ("", *occlusion.COLOURS), "--occlude"),
         steps=arguments.steps if arguments.scores else 0,
         evidence=arguments.evidence,
     )
+    boxes = inside.read_boxes(arguments.boxes) if arguments.boxes else {}
     out = Path(arguments.out).expanduser()
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -92,6 +112,12 @@ def main() -> int:
         raise UserError(f"--out={out} cannot be made: {error.strerror}.") from error
     runs = [run for run in (arguments.run, arguments.run2) if run]
     classifiers = [load(run) for run in runs]
+    if arguments.pairs:
+        if kind not in cam.KINDS:
+            raise UserError(f"--pairs draws maps of kind {', '.join(cam.KINDS)}, not {kind}.")
+        _draw_pairs(arguments.run, classifiers[0], arguments.pairs, kind, arguments.batch, out)
+    if not arguments.paths:
+        return 0
     files = classifiers[0].find_images(arguments.paths)
     for run, classifier in zip(runs, classifiers, strict=True):
         method = classifier.specification.method
@@ -115,7 +141,7 @@ def main() -> int:
         return ((one, []) for one in heats)
 
     found = list(map(look, runs, classifiers))
-    digits, bad, scores = len(str(len(files))), [], []
+    digits, bad, scores, shares = len(str(len(files))), [], [], []
     for number, heats in enumerate(zip(*found, strict=True), 1):
         file = files[number - 1]
         if heats[0][0].error:
@@ -127,7 +153,21 @@ def main() -> int:
             run, classifier = runs[place], classifiers[place]
             title = Path(file).name
             title = title if len(runs) == 1 else f"{title}, {run}"
-            pictures = [(of_run.seen, title, "as the net sees it")]
+            seen, note = of_run.seen, "as the net sees it"
+            if box := inside.box_for(boxes, file):
+                specification = classifier.specification
+                size = read_image(file).shape[:2]
+                box = inside.in_view(box, *size, specification.canvas, specification.view)
+                share, chance = inside.predicted(of_run, kind, box)
+                name = classifier.classes[of_run.classes[0]]
+                shares.append(
+                    {"file": file, "run": run, "class": name, "inside": share, "chance": chance}
+                )
+                seen = draw.outlined(seen, {"box": np.round(box - [0, 0, 1, 1]).astype(int)[None]})
+                note = (
+                    f"{100 * share:.0f} % of the heat in the box, {100 * chance:.0f} % of the area"
+                )
+            pictures = [(seen, title, note)]
             pictures += _maps(of_run, classifier.classes, asked.kind, wanted)
             if of_run.occluded:
                 pictures += _occluded(of_run, classifier.classes, asked.kind)
@@ -149,6 +189,8 @@ def main() -> int:
     print(f"{len(files) - len(bad):,} images drawn in {out}")
     if scores:
         _write_scores(out / "scores.csv", scores)
+    if boxes:
+        _write_shares(out / "boxes.csv", shares, arguments.boxes)
     for reason in bad[:10]:
         print(reason, file=sys.stderr)
     if bad:
@@ -221,12 +263,59 @@ def _numbers(found, near: Sequence) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _draw_pairs(run: str, classifier, count: int, kind: str, batch: int, out: Path) -> None:
+    """The hardest mined pairs as pairs.png and pairs.csv."""
+    from fgvc_jax.explain import draw, pairs, why
+
+    comparator = why.comparator(classifier.phase)
+    if comparator is None:
+        raise UserError(
+            f"{run} has trained no comparator (method 'pairs'), so --pairs has none to ask."
+        )
+    found = list(pairs.hardest(comparator.model, kind, count, batch))
+    draw.column([draw.row(pairs.pictures(one)) for one in found]).save(out / "pairs.png")
+    rows = [
+        {
+            "query": one.query,
+            "neighbour": one.neighbour,
+            "class_of_query": one.classes[0],
+            "class_of_neighbour": one.classes[1],
+            "similarity": one.similarity,
+            "same": one.same,
+        }
+        for one in found
+    ]
+    _write_rows(out / "pairs.csv", rows)
+    fooled = sum(one.same > 0.5 for one in found)
+    print(f"{len(found)} pairs in {out / 'pairs.png'}; of {fooled} the comparator says one class")
+
+
+def _write_rows(path: Path, rows: Sequence[dict]) -> None:
+    with path.open("w", newline="", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_shares(path: Path, shares: Sequence[dict], boxes: str) -> None:
+    """A row an image and run, and prints each run's means."""
+    if not shares:
+        raise UserError(
+            f"--boxes={boxes} names none of the images. A name there must be how an image's path ends."
+        )
+    _write_rows(path, shares)
+    for run in dict.fromkeys(row["run"] for row in shares):
+        own = [row for row in shares if row["run"] == run]
+        inside, chance = (np.nanmean([row[key] for row in own]) for key in ("inside", "chance"))
+        print(
+            f"{run}: {100 * inside:.1f} % of the heat lies in the boxes, which cover {100 * chance:.1f} % of "
+            f"the image ({len(own):,} images)"
+        )
+
+
 def _write_scores(path: Path, scores: Sequence[dict]) -> None:
     """A row an image and run, and prints each run's means."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(scores[0]))
-        writer.writeheader()
-        writer.writerows(scores)
+    _write_rows(path, scores)
     for run in dict.fromkeys(row["run"] for row in scores):
         rows = [row for row in scores if row["run"] == run]
 

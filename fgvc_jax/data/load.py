@@ -1,16 +1,19 @@
 """The data set that a config names."""
 
+import logging
 import os
 
 from ml_collections import ConfigDict
 
 from fgvc_jax import files
 from fgvc_jax.data import manifest as manifests
-from fgvc_jax.data import sources
+from fgvc_jax.data import patch, sources
 from fgvc_jax.data.doctor.facts import Facts, alike
 from fgvc_jax.data.split import carve, retrieval, tell
 from fgvc_jax.data.tfds import read as tfds
 from fgvc_jax.errors import UserError, choose
+
+log = logging.getLogger(__name__)
 
 ORIGINALS = ("cub", "cars", "aircraft")
 SOURCES = ("folder", "list", "inaturalist", *ORIGINALS, "competition", "tfds", "digits")
@@ -63,11 +66,17 @@ def split(
 def read(data: ConfigDict) -> manifests.Manifest:
     """`config.data` -> a manifest with the splits that the data come with, and their faults.
 
+    Labels are as `data.labels_patch` corrects them.
+
     Raises:
-      UserError: where there is nothing to look at, what is there can be read in two ways, or labels are
-        inconsistent.
+      UserError: where there is nothing to look at, what is there can be read in two ways, labels are
+        inconsistent, or a line of the patch does not fit them.
     """
     manifest = _read(data)
+    if data.labels_patch:
+        changes = patch.read(data.labels_patch)
+        manifest = patch.apply(manifest, changes)
+        log.info(patch.told(data.labels_patch, changes))
     manifests.check_labels(manifest)
     return manifest
 

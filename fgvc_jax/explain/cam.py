@@ -13,6 +13,10 @@ import jax.numpy as jnp
 
 from fgvc_jax.errors import UserError
 
+CANCELS = (
+    1e-3  # of the sum of absolute values: rounding, and the epsilon of a LayerNorm, stay below
+)
+
 
 class Tapped(NamedTuple):
     """One forward pass and its gradients at a tap.
@@ -88,8 +92,15 @@ def grad_cam(activations: jax.Array, gradients: jax.Array) -> jax.Array:
 
 
 def hires_cam(activations: jax.Array, gradients: jax.Array) -> jax.Array:
-    """As `grad_cam`, each cell weighted by its own gradient."""
-    return jax.nn.relu((gradients * activations).sum(-1))
+    """As `grad_cam`, each cell weighted by its own gradient.
+
+    0 everywhere where the sums over the channels cancel but for rounding, as in a ViT or a Swin: a LayerNorm
+    of each cell follows their taps, and to that a step along the cell's own vector is no step.
+    """
+    products = gradients * activations
+    heat, size = products.sum(-1), jnp.abs(products).sum(-1)
+    cancels = jnp.abs(heat).max((1, 2)) < CANCELS * size.max((1, 2))
+    return jnp.where(cancels[:, None, None], 0, jax.nn.relu(heat))
 
 
 def eigen_cam(activations: jax.Array, gradients: jax.Array) -> jax.Array:

@@ -27,6 +27,7 @@ class Asked(NamedTuple):
 
     Attributes:
       kind: of the heat map, one of `KINDS`.
+      cams: those of `cam.KINDS` that are computed; `kind` among them where it is one of these.
       patch, stride: of kind 'occlusion', in pixels. The stride is rounded so that the image is a whole number
         of them. 0 = a quarter of the image's side, an eighth of it.
       occlude: the colour of a cover over the hottest part, of `occlusion.COLOURS`; '' = it is not covered.
@@ -35,6 +36,7 @@ class Asked(NamedTuple):
     """
 
     kind: str = "gradcam"
+    cams: tuple[str, ...] = tuple(cam.KINDS)
     patch: int = 0
     stride: int = 0
     occlude: str = ""
@@ -97,6 +99,12 @@ class Heat(NamedTuple):
     error: str | None = None
 
 
+def pixels_of(images_BSSC: jax.Array, view: View) -> jax.Array:
+    """Normalised images as they are seen: uint8 [B, S, S, 3]."""
+    plain = images_BSSC.astype(jnp.float32) * jnp.array(view.std) + jnp.array(view.mean)
+    return jnp.clip(jnp.round(255 * plain), 0, 255).astype(jnp.uint8)
+
+
 def box_of(kind: str, box):
     """The part of the image that maps of a kind are of, where those of `cam.KINDS` are of this box."""
     return box if kind in cam.KINDS else None
@@ -110,7 +118,7 @@ def explain(
     batch: int = 16,
     classes: Iterable[tuple[int, int]] | None = None,
 ) -> Iterator[Heat]:
-    """The heat maps of each image, in order, of every kind in `cam.KINDS`, and what was asked for.
+    """The heat maps of each image, in order, and what was asked for.
 
     Args:
       truth: the class of an image, -1 where it is not known.
@@ -165,10 +173,6 @@ def _step(static: tree.Static, view: View, dtype: str, asked: Asked) -> Callable
     cells = max(1, round(size / (asked.stride or max(1, size // 8))))
     mean = occlusion.colour("mean", view.mean, view.std)
 
-    def seen(images) -> jax.Array:
-        plain = images.astype(jnp.float32) * jnp.array(view.std) + jnp.array(view.mean)
-        return jnp.clip(jnp.round(255 * plain), 0, 255).astype(jnp.uint8)
-
     @jax.jit
     def step(params, batch_stats, pixels, sizes, known):
         module = tree.merge(static, params, batch_stats)
@@ -185,13 +189,13 @@ def _step(static: tree.Static, view: View, dtype: str, asked: Asked) -> Callable
             scores = found.outputs["scores"].astype(jnp.float32)
             classes = wanted(scores) if callable(wanted) else wanted
             result = {
-                "seen": seen(images),
+                "seen": pixels_of(images, view),
                 "probabilities": jax.nn.softmax(scores),
                 "classes": classes,
                 "reached": jnp.any(found.gradients != 0, axis=(0, 2, 3, 4)),
                 "maps": {
-                    name: jnp.stack([cam.unit(function(wide[0], g)) for g in wide[1:]], 1)
-                    for name, function in cam.KINDS.items()
+                    name: jnp.stack([cam.unit(cam.KINDS[name](wide[0], g)) for g in wide[1:]], 1)
+                    for name in asked.cams
                 },
                 "box": found.outputs.get("box"),
             }

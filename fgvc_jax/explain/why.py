@@ -5,7 +5,6 @@ Nearest is the largest cosine of the classifier's embeddings. Where the run has 
 """
 
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,9 +18,7 @@ from fgvc_jax.errors import UserError
 from fgvc_jax.explain.heat import SECOND, Asked, Heat, explain
 from fgvc_jax.inference import Classifier, of_phase
 from fgvc_jax.model import load_specification, read_done
-from fgvc_jax.trained import REFIT, Found
-
-PARENTS = 3  # at most: from a phase over its refit and its seed to the run
+from fgvc_jax.trained import Found, trained_on
 
 
 class Neighbour(NamedTuple):
@@ -76,22 +73,16 @@ class Comparator:
 
 def training_files(classifier: Classifier) -> dict[int, list[str]]:
     """The training images of each class, as far as they still lie where they lay; see `Gallery`."""
-    phase = classifier.phase
-    places = (phase.parents[i] / "manifest.json" for i in range(PARENTS))
-    path = next((place for place in places if place.exists()), None)
-    if path is None:
-        raise UserError(f"no manifest.json above {phase}, which would name its training images")
-    manifest = json.loads(path.read_text())
+    manifest, images = trained_on(classifier.phase)
     if manifest["root"] is None:
         raise UserError(f"the images of {manifest['name']} are no files")
     of_name = {name: label for label, name in enumerate(classifier.classes)}
     of_manifest = [of_name.get(name) for name in manifest["classes"]]
     files: dict[int, list[str]] = {}
-    for split in ("train", "val") if phase.parent.name == REFIT else ("train",):
-        for file, label in manifest["splits"].get(split, {}).items():
-            file = os.path.join(manifest["root"], file)
-            if of_manifest[label] is not None and os.path.exists(file):
-                files.setdefault(of_manifest[label], []).append(file)
+    for file, label in images.items():
+        file = os.path.join(manifest["root"], file)
+        if of_manifest[label] is not None and os.path.exists(file):
+            files.setdefault(of_manifest[label], []).append(file)
     if not files:
         raise UserError(f"none of the training images is in {manifest['root']} any more")
     return files

@@ -361,7 +361,7 @@ class Phase(Base):
     ) -> Callable[[int, State], None]:
         """(steps done, state) -> embeddings/step_000012.npz, for every split <split>_embedding and _label.
 
-        They are written for people to look at; nothing reads them.
+        They are written for people to look at, see `fgvc evolution`; no phase reads them.
         """
         predict = models.predictor(program.eval_static)
 

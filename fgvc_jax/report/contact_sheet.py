@@ -52,7 +52,7 @@ def contact_sheet(
             negative[_order(-pairs.similarity[negative])],
         ),
     )
-    chosen = [_varied(o, pairs, query_names, neighbour_names, 2 * rows) for *_, o in sections]
+    chosen = [varied(o, pairs, query_names, neighbour_names, 2 * rows) for *_, o in sections]
     rows = max(1, *((len(c) + 1) // 2 for c in chosen))
     pair_width, pair_height = 2 * THUMB + GAP, THUMB + CAPTION
     width = 5 * SPACE + 4 * pair_width + SPACE
@@ -86,7 +86,7 @@ def _order(similarity: np.ndarray) -> np.ndarray:
     return np.argsort(similarity, kind="stable")
 
 
-def _varied(
+def varied(
     order: np.ndarray,
     pairs: Pairs,
     query_names: Sequence[str],

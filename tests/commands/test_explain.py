@@ -72,6 +72,41 @@ def test_a_picture_and_the_numbers_of_every_image(call, workdir, photos, tmp_pat
         assert maps.min() >= 0 and maps.max() <= 1
 
 
+def test_only_the_cams_that_are_wanted(call, workdir, photos, tmp_path):
+    assert call(workdir, photos / "3", f"--out={tmp_path / 'one'}", "--cam=hirescam")[0] == 0
+    assert call(workdir, photos / "3", f"--out={tmp_path / 'all'}", "--kind=hirescam")[0] == 0
+    one, every = (np.load(tmp_path / name / "1_a.npz") for name in ("one", "all"))
+    assert "run1_gradcam" not in one and "run1_eigencam" not in one
+    # Another program: the last bits of float32.
+    np.testing.assert_allclose(one["run1_hirescam"], every["run1_hirescam"], atol=1e-5)
+    pictures = [np.asarray(Image.open(tmp_path / name / "1_a.png")) for name in ("one", "all")]
+    assert np.abs(pictures[0].astype(int) - pictures[1]).max() <= 1
+
+
+def test_the_share_of_heat_in_boxes(call, workdir, photos, tmp_path):
+    boxes = tmp_path / "given.csv"
+    boxes.write_text("file,x,y,width,height\n3/a.png,0,0,40,30\n7/a.png,0,0,20,30\n")
+    flags = f"--out={tmp_path}", "--kind=occlusion", "--stride=2", f"--boxes={boxes}"
+    status, out, _ = call(workdir, photos / "3", photos / "7" / "a.png", *flags)
+    assert status == 0 and "in the boxes, which cover 76.6 % of the image (2 images)" in out
+    whole, half = csv.DictReader((tmp_path / "boxes.csv").open())
+    assert float(whole["inside"]) == pytest.approx(1) == float(whole["chance"])
+    # 30 x 40 becomes 16 x 21, of which the columns from 2 to 18 are seen: the box ends at 20 * 21 / 40 - 2.
+    assert float(half["chance"]) == pytest.approx(8.5 / 16)
+    heat = np.load(tmp_path / "2_a.npz")["run1_occlusion"][0]  # 8 x 8 on 16 pixels
+    enlarged = np.asarray(Image.fromarray(heat).resize((16, 16), Image.BILINEAR), float)
+    expected = (enlarged[:, :8].sum() + enlarged[:, 8].sum() / 2) / enlarged.sum()
+    assert float(half["inside"]) == pytest.approx(expected, abs=1e-5)  # Pillow's float32
+    boxes.write_text("file,x,y,width,height\nother.png,0,0,40,30\n")
+    status, _, err = call(workdir, photos / "3", *flags)
+    assert status == 2 and "names none of the images" in err
+
+
+def test_nothing_to_explain(call, workdir, tmp_path):
+    status, _, err = call(workdir, f"--out={tmp_path}")
+    assert status == 2 and "name images or folders, or --pairs" in err
+
+
 def test_two_runs_stand_below_each_other(call, workdir, photos, tmp_path):
     status, _, _ = call(
         workdir, photos / "3", f"--out={tmp_path}", f"--run2={workdir / 'finetune'}"
@@ -174,6 +209,10 @@ def test_covers_and_scores(call, workdir, photos, tmp_path):
     [
         (("--classes=predicted,thrid",), "Known: predicted"),
         (("--kind=gradcan",), "did you mean 'gradcam'"),
+        (("--cam=hirescam,eigencan",), "did you mean 'eigencam'"),
+        (("--cam=hirescam", "--kind=gradcam"), "is not among --cam=hirescam"),
+        (("--boxes=none.csv",), "none.csv: No such file"),
+        (("--pairs=2",), "has trained no comparator"),
         (("--batch=0",), "at least 1"),
         (("--occlude=blck",), "did you mean 'black'"),
         (("--kind=occlusion", "--patch=17"), "must be 1 to 16, the image's side"),

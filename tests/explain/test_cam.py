@@ -101,3 +101,16 @@ def test_from_0_to_1():
     heat = jnp.array([[[1.0, 3.0], [2.0, 5.0]], [[4.0, 4.0], [4.0, 4.0]]])
     expected = [[[0, 0.5], [0.25, 1]], [[0, 0], [0, 0]]]
     np.testing.assert_array_equal(cam.unit(heat), expected)
+
+
+def test_hires_cam_is_empty_where_a_layer_norm_follows_and_grad_cam_is_not():
+    """At a ViT's tap the sums cancel: what would be drawn is rounding, stretched from 0 to 1."""
+    kw = {"depth": 2, "width": 16, "heads": 2, "image_size": 32}
+    body = backbones.create("vit_tiny_patch16_224", **kw, rngs=nnx.Rngs(0))
+    module = methods.create("baseline", body, 5, image_size=32, rngs=nnx.Rngs(1))
+    module.eval()
+    images = jnp.asarray(rng.normal(size=(1, 32, 32, 3)), jnp.float32)
+    found = cam.at_tap(module.predict, images, module.cam_tap, jnp.array([[1]]))
+    pair = found.activations, found.gradients[0]
+    assert np.abs(pair[0] * pair[1]).max() > 0 and not cam.hires_cam(*pair).any()
+    assert cam.grad_cam(-pair[0], pair[1]).any() or cam.grad_cam(*pair).any()

@@ -1,5 +1,6 @@
 """The nearest training photos of two classes, in a run with a comparator, against plain loops."""
 
+import csv
 import json
 import shutil
 import sys
@@ -15,7 +16,7 @@ import fgvc_jax
 from fgvc_jax import cli, model
 from fgvc_jax import mesh as meshes
 from fgvc_jax.errors import UserError
-from fgvc_jax.explain import why
+from fgvc_jax.explain import pairs, why
 from fgvc_jax.explain.heat import PLAIN, explain
 from fgvc_jax.images.batch import plain_views
 from fgvc_jax.run import run
@@ -150,3 +151,53 @@ def test_the_command_draws_them(finished, photos, tmp_path, monkeypatch, capsys)
         why.Gallery(fgvc_jax.load(moved))
     shutil.rmtree(moved / "pairs")
     assert why.comparator(moved / "finetune") is None
+
+
+def test_the_hardest_pairs_and_what_speaks_for_one_class(finished, tmp_path, monkeypatch, capsys):
+    """The most similar of different classes, as mined; the comparator's word and Grad-CAM once more."""
+    argv = ["fgvc", "explain", str(finished), "--pairs=2", f"--out={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert cli.main() == 0 and "2 pairs in" in capsys.readouterr().out
+    assert Image.open(tmp_path / "pairs.png").size == (6 * 266 + 10, 2 * 310)
+    rows = list(csv.DictReader((tmp_path / "pairs.csv").open()))
+    manifest = json.loads((finished / "manifest.json").read_text())
+    train, val = (manifest["splits"][split] for split in ("train", "val"))
+    mined = np.load(finished / "mine" / "val_pairs.npz")
+    hard = mined["similarity"][mined["label"] == 0].max()
+    assert float(rows[0]["similarity"]) == pytest.approx(hard)
+    for row in rows:
+        assert CLASSES[val[row["query"]]] == row["class_of_query"] != row["class_of_neighbour"]
+        assert CLASSES[train[row["neighbour"]]] == row["class_of_neighbour"]
+    comparator = why.comparator(finished / "pairs")
+    root = manifest["root"]
+    queries, neighbours = ([f"{root}/{row[k]}" for row in rows] for k in ("query", "neighbour"))
+    found = list(pairs.hardest(comparator.model, "gradcam", 2, batch=3))
+    expected = comparator.same(queries, neighbours)
+    np.testing.assert_allclose([one.same for one in found], expected, atol=1e-5)  # float32
+
+    # Grad-CAM of the logit by its definition.
+    one, (_, module, weights) = found[0], model.trained(finished / "pairs", "best", meshes.make())
+    view = comparator.model.specification.view
+    photos = np.stack([np.asarray(Image.open(x)) for x in (queries[0], neighbours[0])])
+    images = plain_views(photos[None], jnp.full((1, 2, 2), 32), view, jnp.float32)
+    module = tree.merge(tree.split(module)[0], **weights)
+    tapped = {}
+
+    def logit(delta):
+        def edit(name, x):
+            if name != module.cam_tap:
+                return x
+            tapped[name] = x
+            return x + delta
+
+        return module.predict(images, edit)["scores"][0]
+
+    logit(0.0)
+    gradient = jax.grad(logit)(jnp.zeros_like(tapped.pop(module.cam_tap)))
+    logit(0.0)
+    heat = (gradient.mean((1, 2), keepdims=True) * tapped[module.cam_tap]).sum(-1)
+    for image in range(2):
+        for sign, maps in ((1, one.maps[image, 0]), (-1, one.maps[image, 1])):
+            plain = np.maximum(sign * np.asarray(heat[image]), 0)
+            expected = (plain - plain.min()) / max(np.ptp(plain), 1e-30)
+            np.testing.assert_allclose(maps, expected, atol=1e-4)  # float32, another program

@@ -53,7 +53,9 @@ def leave_out(manifest: Manifest, findings: Findings) -> Manifest:
     keep = [row for row, file in enumerate(names) if file not in findings.exclude]
     train = Split(tuple(names[row] for row in keep), labels[keep])
     result = dataclasses.replace(
-        manifest, splits=manifest.splits | {"train": train}, excluded=findings.exclude
+        manifest,
+        splits=manifest.splits | {"train": train},
+        excluded=manifest.excluded | findings.exclude,
     )
     manifests.check_classification(result)
     return result

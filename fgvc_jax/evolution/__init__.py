@@ -1,0 +1,1 @@
+"""How an embedding changes while it is trained: projections, cosines, a page and a GIF."""
