@@ -20,6 +20,7 @@ PLACEMENT = (
     "phases",
     "seeds",
     "log",
+    "tracking",
     "devices",
     "model.remat",
     "data.cache",
@@ -127,6 +128,9 @@ def base() -> ConfigDict:
     config.log = ConfigDict()
     config.log.every = "50 steps"
     config.log.tensorboard = True
+
+    config.tracking = ConfigDict()
+    config.tracking.wandb = ""  # a project of Weights & Biases, where each training phase is a run
     return config
 
 
