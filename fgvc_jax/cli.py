@@ -5,7 +5,17 @@ import sys
 
 from fgvc_jax.errors import UserError
 
-COMMANDS = ("train", "predict", "explain", "methods", "weights", "export", "check", "prepare")
+COMMANDS = (
+    "train",
+    "predict",
+    "explain",
+    "methods",
+    "weights",
+    "export",
+    "demo",
+    "check",
+    "prepare",
+)
 
 
 def main() -> int:
