@@ -3,7 +3,7 @@
 The browser is the system's (chromium, chromium-browser or google-chrome on PATH), driven by Playwright
 (extra `test`). A test that needs it asks for `needs_browser`, which skips where there is none.
 
-    from tests.browser import needs_browser, visit
+    from browser import needs_browser, visit
 
     @needs_browser
     def test_page(tmp_path):

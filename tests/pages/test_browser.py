@@ -1,6 +1,6 @@
 """The look at a page sees what is wrong with it."""
 
-from tests.browser import needs_browser, visit
+from browser import needs_browser, visit
 
 HEAD = '<!doctype html><html lang="en"><meta name="viewport" content="width=device-width">'
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
