@@ -88,7 +88,9 @@ def test_fbsd_hides_the_strip_it_shows_as_strongest(images, axis):
         shares = np.asarray(found[f"strips of {name}"])
         count = strips.count
         assert shares.shape == ((3, count, 1) if axis == "height" else (3, 1, count))
-        np.testing.assert_allclose(shares.max((1, 2)), 1, rtol=1e-6)  # a quotient of equal sums, rounded
+        np.testing.assert_allclose(
+            shares.max((1, 2)), 1, rtol=1e-6
+        )  # a quotient of equal sums, rounded
         assert shares.min() > 0
         _, hidden = strips(maps[name])
         kept = np.where(shares > 1 - 1e-6, 0.5, 1)  # several, where they tie
