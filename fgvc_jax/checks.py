@@ -10,6 +10,7 @@ from fgvc_jax.data import load
 from fgvc_jax.errors import UserError, at_least, check_patterns, choose
 from fgvc_jax.images.augment import AUGMENTS, CROPS, ERASE_MODES
 from fgvc_jax.ops.crop import Interpolation
+from fgvc_jax.tracking import wandb
 
 TYPES = ("float32", "bfloat16", "float64")
 
@@ -28,6 +29,8 @@ def check(config: ConfigDict) -> None:
     choose(config.protocol, ("val", "refit"), "config.protocol")
     at_least(config.seeds, 1, "config.seeds")
     lengths.terms(config.log.every, "config.log.every")
+    if config.tracking.wandb:
+        wandb.check_installed()
     _check_model(config.model)
     if config.init.run and config.init.file:
         raise UserError("config.init.run and config.init.file are two beginnings; give one.")

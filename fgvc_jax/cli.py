@@ -14,6 +14,7 @@ COMMANDS = (
     "methods",
     "weights",
     "export",
+    "demo",
     "check",
     "audit",
     "evolution",

@@ -20,6 +20,7 @@ PLACEMENT = (
     "phases",
     "seeds",
     "log",
+    "tracking",
     "devices",
     "model.remat",
     "data.cache",
@@ -132,6 +133,9 @@ def base() -> ConfigDict:
     config.log.every = "50 steps"
     config.log.tensorboard = True
     config.log.report = True  # report/report.html at the end; `fgvc report RUN` makes it later
+
+    config.tracking = ConfigDict()
+    config.tracking.wandb = ""  # a project of Weights & Biases, where each training phase is a run
     return config
 
 

@@ -1,8 +1,10 @@
 """A trained classifier as the files of another library."""
 
-import json
+import logging
 import math
 import os
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +12,42 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from fgvc_jax import backbones, trained
+from fgvc_jax import backbones, files, trained
 from fgvc_jax import mesh as meshes
 from fgvc_jax.errors import UserError
+from fgvc_jax.export import _model
 from fgvc_jax.model import Specification, restore
 from fgvc_jax.weights import TABLES, refusal, torch_axes
 from fgvc_jax.weights.tables import Layout
 
+log = logging.getLogger(__name__)
 
-def to_timm(run: str | os.PathLike, out: str | os.PathLike, which: str = "best") -> Path:
+
+def to_timm(
+    run: str | os.PathLike,
+    out: str | os.PathLike,
+    which: str = "best",
+    images: Sequence[str] = (),
+) -> Path:
     """Writes config.json and model.safetensors for `timm.create_model('local-dir:OUT', pretrained=True)`.
 
-    The weights are those of the checkpoint, bit for bit.
+    The weights are those of the checkpoint, bit for bit. Where timm is installed, it classifies real images
+    first, by what is written.
 
     Args:
       run: a run's workdir, or one of its training phases; the classifier is `trained.find`'s.
       out: folder to write, new or empty.
       which: the checkpoint, 'best' by validation or 'last'; of a refitted model always the last.
+      images: files or folders to try it on; () = the run's.
 
     Returns:
       The folder of the training phase that was exported.
 
     Raises:
-      UserError: no classifier there, one that timm has no model for, a folder that is not empty.
+      UserError: no classifier there, one that timm has no model for, a folder that is not empty, timm's
+        probabilities are not the model's.
     """
-    out = Path(out).expanduser()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out={out} is there already; name a new or an empty folder.")
+    out = _model.new_folder(out)
     phase, which, specification = trained.find(run, which=which)
     module, weights = restore(specification, phase, which, meshes.make())
     layout = _layout(specification, module)
@@ -49,10 +60,35 @@ def to_timm(run: str | os.PathLike, out: str | os.PathLike, which: str = "best")
         state[key] = np.ascontiguousarray(torch_axes(inner, np.asarray(array)))
     config = _config(specification, module, layout)
 
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n")
-    save_file(state, out / "model.safetensors", metadata={"format": "pt"})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as partial:
+        files.write_json(Path(partial, "config.json"), config)
+        save_file(state, Path(partial, "model.safetensors"), metadata={"format": "pt"})
+        _try(run, which, partial, images)
+        out.mkdir(exist_ok=True)
+        for name in ("model.safetensors", "config.json"):
+            os.replace(Path(partial, name), out / name)
     return phase
+
+
+def _try(run: str | os.PathLike, which: str, folder: str, paths: Sequence[str]) -> None:
+    """UserError where timm's probabilities of real images are not the model's; a warning without timm."""
+    try:
+        import timm
+        import torch
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision of another torch
+        log.warning("not tried in timm, which cannot be imported here: %s", error)
+        return
+    model = _model.Model(run, which)
+    images = _model.real_images(model, paths)
+    view = model.specification.view
+    grey = model.crop(*_model.canvases(model, images))
+    normal = (np.asarray(grey) / 255 - np.float32(view.mean)) / np.float32(view.std)
+    net = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with torch.no_grad():
+        found = net(torch.tensor(normal.transpose(0, 3, 1, 2))).softmax(1).numpy()
+    probabilities = {"probabilities": _model.expected(model, images)["probabilities"]}
+    _model.compare(probabilities, {"probabilities": found}, "timm's model")
 
 
 def _layout(specification: Specification, module: nnx.Module) -> Layout:

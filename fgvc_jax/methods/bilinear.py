@@ -153,7 +153,7 @@ def bilinear(first, second, eps=1e-5):
         "bhwc,bhwd->bcd", first, second, preferred_element_type=dtype, precision="highest"
     )
     products /= cells
-    x = products.reshape(len(products), -1)
+    x = products.reshape(products.shape[0], -1)
     x = jnp.sign(x) * jnp.sqrt(jnp.abs(x) + eps)
     return x / jnp.sqrt(jnp.maximum(jnp.square(x).sum(1, keepdims=True), 1e-24))
 

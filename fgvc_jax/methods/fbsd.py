@@ -197,7 +197,7 @@ class Strips(nnx.Module):
 
     def _times(self, x_BHWC: jax.Array, factor_BK: jax.Array) -> jax.Array:
         factor = jnp.repeat(factor_BK, x_BHWC.shape[self.axis] // self.count, axis=1)
-        shape = [len(factor), 1, 1, 1]
+        shape = [factor.shape[0], 1, 1, 1]
         shape[self.axis] = -1
         return x_BHWC * factor.reshape(shape).astype(x_BHWC.dtype)
 

@@ -242,7 +242,7 @@ class Method(Base):
             pyramid[i - 1] += self.levels[i].raised(pyramid[i], pyramid[i - 1].shape[1:3])
         levels, chosen = [], []
         for level, x, count in zip(self.levels, pyramid, self.selects, strict=True):
-            tokens = x.reshape(len(x), -1, x.shape[-1])
+            tokens = x.reshape(x.shape[0], -1, x.shape[-1])
             logits = wide(remat.call(self.backbone.remat, level.classifier, tokens))
             places, selected = surest(logits, count)
             levels.append((logits, selected))

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
 
 
@@ -22,8 +23,10 @@ def max_pool(x_BHWC: jax.Array, window: int, stride: int, pad: int) -> jax.Array
     x_BHWC = jnp.pad(x_BHWC, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=-jnp.inf)
 
     def plain(x) -> jax.Array:
-        shape, strides = (1, window, window, 1), (1, stride, stride, 1)
-        return lax.reduce_window(x, -jnp.inf, lax.max, shape, strides, "VALID")
+        # Of nnx, which the export to ONNX knows; it would lose a padding that is handed to nnx.max_pool.
+        return nnx.max_pool(
+            x, window_shape=(window, window), strides=(stride, stride), padding="VALID"
+        )
 
     def slices(x) -> jax.Array:
         height, width = ((n - window) // stride * stride + 1 for n in x.shape[1:3])

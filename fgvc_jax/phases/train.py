@@ -29,6 +29,7 @@ from fgvc_jax.phases._base import Phase as Base
 from fgvc_jax.phases._training import Length
 from fgvc_jax.tracking.progress import Progress
 from fgvc_jax.tracking.timers import Seconds
+from fgvc_jax.tracking.wandb import Wandb
 from fgvc_jax.tracking.writers import Writer
 from fgvc_jax.train import loop, plateau, tree
 from fgvc_jax.train.build import Program, batch_of, build, new_state
@@ -222,7 +223,7 @@ class Phase(Base):
         checkpoints = Checkpoints(folder / "checkpoints", milestones.keep)
         state = self._restore(checkpoints, program, recipe, data, models)
         milestones = milestones._replace(first=int(state["step"]))
-        writer = Writer(folder, tensorboard=self.config.log.tensorboard) if run.main else None
+        writer = self._writer(run) if run.main else None
         if writer:
             writer.truncate(milestones.first)
         progress = Progress(
@@ -263,6 +264,19 @@ class Phase(Base):
             "seconds_by_kind": {k: round(v, 2) for k, v in vars(seconds).items()},
             "validation": _validation(folder / "checkpoints", last),
         }
+
+    def _writer(self, run: Run) -> Writer:
+        """Of the phase's metrics. Begins the phase's run of Weights & Biases, where there is to be one."""
+        folder, project = run.directory(self.name), self.config.tracking.wandb
+        tracked = None
+        if project and not run.dry_run:
+            # Of several seeds and a refit each phase has its own run, all in the group of their workdir.
+            parents = (run.workdir, *run.workdir.parents)
+            top = next((p for p in parents if (p / "config.json").exists()), run.workdir)
+            name = str(folder.relative_to(top))
+            tracked = Wandb(folder, project, top.name, name, self.config.to_dict())
+            tracked.open()
+        return Writer(folder, self.config.log.tensorboard, tracked)
 
     def _build(
         self, models: Models, data: Data, length: Length

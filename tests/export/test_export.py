@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 from safetensors.numpy import load_file
 
 from fgvc_jax import backbones, cli
@@ -68,12 +69,23 @@ def finish(folder, specification):
     return tree.merge(static, params, stats), params | stats
 
 
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """A folder of images of several sizes."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(5)
+    for i, (width, height) in enumerate([(90, 70), (64, 64), (50, 120), (64, 80)]):
+        rough = rng.integers(0, 256, (6, 6, 3), np.uint8)
+        Image.fromarray(rough).resize((width, height), Image.BICUBIC).save(folder / f"{i}.png")
+    return folder
+
+
 @pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES)
-def exported(request, tmp_path_factory):
+def exported(request, tmp_path_factory, photos, timm):
     """(specification, module, weights, folder of timm's files)."""
     top = tmp_path_factory.mktemp("export")
     module, weights = finish(top / "run" / "finetune", request.param)
-    assert to_timm(top / "run", top / "out") == top / "run" / "finetune"
+    assert to_timm(top / "run", top / "out", images=[photos]) == top / "run" / "finetune"
     return request.param, module, weights, top / "out"
 
 
@@ -159,12 +171,12 @@ def test_what_timm_has_no_model_for(specification, reason, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_padding_of_torchvisions_swin(timm, tmp_path):
+def test_the_padding_of_torchvisions_swin(timm, photos, tmp_path):
     """It goes to timm where both libraries compute alike, as with maps of 16, 8, 4 and 2 cells here."""
     arguments = SWIN.backbone_arguments | {"convention": "torchvision"}
     description = dataclasses.replace(SWIN, backbone_arguments=arguments)
     finish(tmp_path / "run", description)
-    to_timm(tmp_path / "run", tmp_path / "out")
+    to_timm(tmp_path / "run", tmp_path / "out", images=[photos])
     assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
     other = dataclasses.replace(description, backbone_arguments=arguments | {"window": 3})
     finish(tmp_path / "other", other)
@@ -187,9 +199,9 @@ def test_an_epsilon_that_timm_has_too():
             _layout(description, module)
 
 
-def test_squashed_images(tmp_path):
+def test_squashed_images(timm, photos, tmp_path):
     finish(tmp_path / "run", dataclasses.replace(VIT, view=VIEW._replace(squash=(75, 75))))
-    to_timm(tmp_path / "run", tmp_path / "out")
+    to_timm(tmp_path / "run", tmp_path / "out", images=[photos])
     config = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
     assert config["crop_mode"] == "squash" and int(64 / config["crop_pct"]) == 75
     backbone = backbones.create(
@@ -208,10 +220,13 @@ def command(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
     return status, *capsys.readouterr()
 
 
-def test_the_export_command(exported, tmp_path, monkeypatch, capsys):
+def test_the_export_command(exported, photos, tmp_path, monkeypatch, capsys):
     out = exported[-1]
     run = out.parent / "run"
-    status, said, _ = command(monkeypatch, capsys, "export", run, f"--out={tmp_path / 'new'}")
+    tried = ("--images", photos)
+    status, said, _ = command(
+        monkeypatch, capsys, "export", run, f"--out={tmp_path / 'new'}", *tried
+    )
     assert status == 0 and str(tmp_path / "new") in said
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "new" / name).read_bytes() == (out / name).read_bytes()
@@ -222,12 +237,12 @@ def test_the_export_command(exported, tmp_path, monkeypatch, capsys):
     assert status == 2 and "no finished classifier" in error
 
 
-def test_the_weights_command(tmp_path, monkeypatch, capsys):
+def test_the_weights_command(timm, photos, tmp_path, monkeypatch, capsys):
     from safetensors.numpy import save_file
 
     specification = dataclasses.replace(RESNET, backbone_arguments={})
     finish(tmp_path / "run", specification)
-    to_timm(tmp_path / "run", tmp_path / "out")
+    to_timm(tmp_path / "run", tmp_path / "out", images=[photos])
     monkeypatch.setattr(backbones, "FAMILIES", (backbones.vit, backbones.resnet))
     monkeypatch.setattr(
         backbones.resnet,
