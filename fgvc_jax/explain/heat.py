@@ -139,13 +139,14 @@ def explain(
     # On one device: replicated over several, the loops' programs wait for each other, on a CPU for ever.
     weights = jax.device_put(classifier.weights, jax.local_devices()[0])
     step = _step(classifier.static, view, classifier.specification.dtype, asked)
+    temperature = np.float32(classifier.temperature)  # for the probabilities of `predict`
     for chunk, pixels, sizes in classifier.canvases(images, batch):
         known = np.full((batch, TRUE + 1), -1, np.int32)
         known[: len(chunk), TRUE] = [truth(image) for image, _ in chunk]
         if classes is not None:
             known[: len(chunk), :TRUE] = list(itertools.islice(classes, len(chunk)))
         found = jax.device_get(
-            step(weights["params"], weights["batch_stats"], pixels, sizes, known)
+            step(weights["params"], weights["batch_stats"], pixels, sizes, known, temperature)
         )
         reached = found.pop("reached")[: len(chunk)]
         if asked.kind in cam.KINDS and not reached.any():
@@ -164,7 +165,7 @@ def explain(
 
 @functools.cache
 def _step(static: tree.Static, view: View, dtype: str, asked: Asked) -> Callable:
-    """The jitted pass: (params, batch_stats, pixels, sizes, classes [B, 3]) -> `Heat`'s arrays, [B, ...].
+    """The jitted pass: (params, batch_stats, pixels, sizes, classes [B, 3], temperature) -> `Heat`'s arrays.
 
     Of the predicted, the second and the true class those count that are not -1.
     """
@@ -174,12 +175,13 @@ def _step(static: tree.Static, view: View, dtype: str, asked: Asked) -> Callable
     mean = occlusion.colour("mean", view.mean, view.std)
 
     @jax.jit
-    def step(params, batch_stats, pixels, sizes, known):
+    def step(params, batch_stats, pixels, sizes, known, temperature):
         module = tree.merge(static, params, batch_stats)
         images = plain_views(pixels, sizes, view, jnp.dtype(dtype))
 
         def probabilities(classes, images) -> jax.Array:
-            every = jax.nn.softmax(module.predict(images)["scores"].astype(jnp.float32))
+            scores = module.predict(images)["scores"].astype(jnp.float32)
+            every = jax.nn.softmax(scores / temperature)
             return jnp.take_along_axis(every, classes, 1)
 
         def look(images, wanted) -> dict:
@@ -190,7 +192,7 @@ def _step(static: tree.Static, view: View, dtype: str, asked: Asked) -> Callable
             classes = wanted(scores) if callable(wanted) else wanted
             result = {
                 "seen": pixels_of(images, view),
-                "probabilities": jax.nn.softmax(scores),
+                "probabilities": jax.nn.softmax(scores / temperature),
                 "classes": classes,
                 "reached": jnp.any(found.gradients != 0, axis=(0, 2, 3, 4)),
                 "maps": {

@@ -16,7 +16,7 @@ from fgvc_jax.data import load
 from fgvc_jax.errors import UserError
 from fgvc_jax.files import write_json
 from fgvc_jax.images.batch import plain_views
-from fgvc_jax.inference import Classifier, Image
+from fgvc_jax.inference import Image, of_phase
 from fgvc_jax.train import tree
 from fgvc_jax.trained import Found, find, gives_classes
 
@@ -42,7 +42,7 @@ class Model:
     def __init__(self, run: str | os.PathLike, which: str = "best"):
         found = find(run, which=which)
         specification = dataclasses.replace(found.specification, dtype="float32")
-        self.classifier = Classifier(Found(found.folder, found.which, specification))
+        self.classifier = of_phase(Found(found.folder, found.which, specification))
         self.specification, self.folder = specification, found.folder
         weights = jax.tree.map(jnp.asarray, jax.device_get(self.classifier.weights))  # constants
         self._module = tree.merge(self.classifier.static, weights["params"], weights["batch_stats"])
