@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -51,3 +51,14 @@ def uri(pixels: np.ndarray) -> str:
     size = tuple(max(1, round(side * scale)) for side in image.size)
     image.resize(size, sampling).save(out, "JPEG", quality=78)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def side_by_side(uris: Sequence[str]) -> Image.Image:
+    """The pictures of some data URIs in a row."""
+    parts = [Image.open(io.BytesIO(base64.b64decode(one.partition(",")[2]))) for one in uris]
+    row = Image.new("RGB", (sum(p.width for p in parts), max(p.height for p in parts)), "white")
+    left = 0
+    for part in parts:
+        row.paste(part, (left, 0))
+        left += part.width
+    return row

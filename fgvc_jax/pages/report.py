@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from fgvc_jax import files
 from fgvc_jax.data.doctor.findings import shown
@@ -18,9 +19,10 @@ from fgvc_jax.metrics import calibration
 from fgvc_jax.pages import answers as asked
 from fgvc_jax.pages import charts, facts, finished, looks
 from fgvc_jax.pages.finished import Finished, Subject
-from fgvc_jax.pages.pictures import Pictures, uri
+from fgvc_jax.pages.pictures import Pictures, side_by_side, uri
 from fgvc_jax.pages.render import render
 from fgvc_jax.report import per_class
+from fgvc_jax.tracking import panels
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,8 @@ def make(run: str | os.PathLike, out: str | os.PathLike = "", *, use_model: bool
             files.write_text(folder / "figures" / f"{name}.svg", charts.standalone(svg))
         files.write_json(folder / "report.json", report.numbers)
         files.write_text(folder / PAGE, page)
+        if read.config.log.tensorboard:
+            panels.write(folder, report.panels(content["mistakes"]["items"]))
     except OSError as error:
         raise UserError(f"the report cannot be written to {folder}: {error.strerror}.") from error
     return folder / PAGE
@@ -401,6 +405,20 @@ class _Report:
     def photo(self, row: int) -> dict[str, str]:
         file = self.answers.files[row]
         return {"uri": self.pictures(file), "file": shown(file)}
+
+    def panels(self, mistakes: Sequence[dict]) -> dict[str, Image.Image]:
+        """For TensorBoard: the sheet of mined pairs, and each mistake with its heat maps in a row."""
+        found = {}
+        for name in self.run.parts[self.subject.part]:
+            path = self.run.where(self.subject.part, name, "hardest_pairs.png")
+            if path.exists():
+                with Image.open(path) as sheet:
+                    found[f"pairs/{name}"] = sheet.convert("RGB")
+        for place, item in enumerate(mistakes, 1):
+            if item["uri"]:
+                title = f"{place:02} {item['true']} taken for {item['answered']}"
+                found[f"mistakes/{title}"] = side_by_side([item["uri"], *item["heat"]])
+        return found
 
     def missing(self) -> str:
         """A sentence on the images that cannot be read; '' where all can."""

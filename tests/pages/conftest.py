@@ -33,7 +33,7 @@ def config(photos):
     for name in ("finetune", "pairs", "retrain"):
         made[name].length = made[name].validation.every = "2 steps"
         made[name].batch = 4
-    made.log.report = True
+    made.log.report = made.log.tensorboard = True
     made.phases = (",".join(made.phases),)  # as a command line gives them
     return made
 

@@ -1,6 +1,7 @@
 """The report of a run: what it says against the run's files, what it leaves out, and in a browser."""
 
 import csv
+import io
 import json
 import logging
 import os
@@ -12,7 +13,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from browser import WIDTHS, needs_browser, visit
+from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fgvc_jax import cli
 from fgvc_jax import run as runs
@@ -48,6 +51,23 @@ def test_the_run_ends_with_it(finished):
     assert "fgvc train --config=x.py &#39;--workdir=a b&#39;" in text
     assert "http://" not in text.replace("http://www.w3.org", "") and "https://" not in text
     assert "<b>bee" not in text and "&lt;b&gt;bee" in text
+
+
+def test_its_pictures_are_in_tensorboard(finished):
+    """Read back by TensorBoard's own loader."""
+    found = EventAccumulator(str(finished / "report"), size_guidance={"images": 0}).Reload()
+    mistakes = numbers(finished)["mistakes"]
+    tags = found.Tags()["images"]
+    assert len(tags) == len(mistakes) + 1 and "pairs/mine" in tags
+    assert [t for t in tags if t.startswith("mistakes/01 ")] == [
+        f"mistakes/01 {mistakes[0]['true']} taken for {mistakes[0]['answered']}"
+    ]
+    for tag in tags:
+        (image,) = found.Images(tag)
+        with Image.open(io.BytesIO(image.encoded_image_string)) as picture:
+            assert picture.size == (image.width, image.height)
+    # A ViT of two tokens a side has maps: the photo and two heat maps stand in a row.
+    assert image.width >= image.height
 
 
 def test_numbers_are_those_of_the_scores(finished):
