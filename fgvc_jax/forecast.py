@@ -151,6 +151,9 @@ def of(
             meshes.check_batch(one.batch, mesh, one.key)
             shelf.put(one.splits)
         for one in passes:
+            runs = _runs(one, costs[phase.name])
+            if not runs:
+                continue
             trains = one.name == "train step"
             own = shelf.bytes(one.splits) if trains and shelf.resident(one.splits) else 0.0
             images = shelf.bytes(shelf.places)
@@ -172,7 +175,6 @@ def of(
                 tried |= start
             if trains and measured.memory:
                 state = measured.memory.arguments - own
-            runs = _runs(one, costs[phase.name])
             images += shelf.ahead(one.batch, one.splits)
             yield Forecast(
                 phase.name, one, runs, measured, own, images, beside, total, fits, found, tried

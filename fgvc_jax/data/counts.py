@@ -29,11 +29,11 @@ class Counts(NamedTuple):
     canvas: int
     source: str
 
-    def manifest(self, name: str) -> Manifest:
+    def manifest(self) -> Manifest:
         """A manifest of so many classes and images, none of which can be read."""
         classes = tuple(f"class {i}" for i in range(self.classes))
         empty = {s: Split((), np.zeros(n, np.int32)) for s, n in self.splits.items()}
-        return Manifest(name, classes, empty, read=_unreadable)
+        return Manifest("plan", classes, empty, read=_unreadable)
 
 
 def of(
@@ -54,10 +54,11 @@ def of(
     coming = cache.canvas_side(np.zeros((0, 2), np.int32), **settings)
     official = _official(data)
     if images:
+        splits = _given(images)
         classes = classes or (official.classes["label"] if official else 0)
         if not classes:
             raise UserError("--images needs --classes, too: how many classes there are.")
-        return Counts(classes, _given(images), coming, "as given")
+        return Counts(classes, splits, coming, "as given")
     try:
         manifest = load.split(load.read(data), data)
     except UserError as error:

@@ -83,6 +83,7 @@ def _insist(on: str, package: str, extra: str) -> None:
 def _quietly() -> None:
     """The compiler looks for a TPU, a slice and a log; there is none of them."""
     usual = {
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it only compiles, so several processes may
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-8",
         "TPU_WORKER_HOSTNAMES": "localhost",

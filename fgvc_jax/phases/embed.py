@@ -11,7 +11,7 @@ from fgvc_jax.context.data import Data
 from fgvc_jax.context.models import Models
 from fgvc_jax.context.run import Run
 from fgvc_jax.errors import UserError, at_least, choose
-from fgvc_jax.phases import _passes as passes
+from fgvc_jax.phases import _programs as programs
 from fgvc_jax.phases._base import Cost, Pass, Read, Result
 from fgvc_jax.phases._base import Phase as Base
 from fgvc_jax.phases.train import phase_seed
@@ -53,7 +53,7 @@ class Phase(Base):
 
     def passes(self, models: Models) -> list[Pass]:
         section = self.section
-        model = passes.forward(
+        model = programs.forward(
             models.specify(self.config[section.model]),
             models,
             key=f"config.{self.name}.batch",

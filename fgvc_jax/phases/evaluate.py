@@ -13,7 +13,7 @@ from fgvc_jax.context.run import Run
 from fgvc_jax.errors import UserError, at_least
 from fgvc_jax.evaluators._scorer import Scorer
 from fgvc_jax.phases import _budget as budget
-from fgvc_jax.phases import _passes as passes
+from fgvc_jax.phases import _programs as programs
 from fgvc_jax.phases._base import Cost, Pass, Read, Result
 from fgvc_jax.phases._base import Phase as Base
 
@@ -69,7 +69,7 @@ class Phase(Base):
     def passes(self, models: Models) -> list[Pass]:
         found: dict[object, Pass] = {}
         for name in (name for names in self._models().values() for name in names):
-            one = passes.forward(
+            one = programs.forward(
                 models.specify(self.config[name]),
                 models,
                 key=f"config.{self.name}.batch",

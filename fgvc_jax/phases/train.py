@@ -23,7 +23,7 @@ from fgvc_jax.errors import UserError
 from fgvc_jax.files import atomic
 from fgvc_jax.hardware import compiled
 from fgvc_jax.mining import pairs as mined
-from fgvc_jax.phases import _passes as passes
+from fgvc_jax.phases import _programs as programs
 from fgvc_jax.phases import _starts as starts
 from fgvc_jax.phases import _training as training
 from fgvc_jax.phases._base import Cost, Pass, Read, Result
@@ -176,7 +176,7 @@ class Phase(Base):
         _, program, _ = self._build(models, Length(1, section.batch * images, 1))
         apart = ("init", "length", "budget", "schedule", "validation", "sampler", "pairs")
         same = {name: value for name, value in section.to_dict().items() if name not in apart}
-        step = passes.training(
+        step = programs.training(
             program,
             models,
             key=key,
@@ -185,7 +185,7 @@ class Phase(Base):
             unit=section.accumulate * section.sam.groups,
             same=repr(same),
         )
-        validation = passes.forward(
+        validation = programs.forward(
             models.specify(section), models, key=key, batch=section.batch, splits=("val",)
         )
         return [step, validation]
