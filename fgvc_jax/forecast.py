@@ -17,6 +17,7 @@ from fgvc_jax.context.data import placed
 from fgvc_jax.context.models import Models
 from fgvc_jax.data import feed
 from fgvc_jax.data.counts import Counts
+from fgvc_jax.errors import UserError
 from fgvc_jax.hardware import compiled, search
 from fgvc_jax.hardware.chips import Chip
 from fgvc_jax.hardware.compiled import Measured
@@ -90,11 +91,8 @@ class Shelf:
         return 3 * self.counts.canvas**2
 
     def _shapes(self, split: str) -> feed.Resident:
-        count, side, spread = (
-            self.counts.splits[split],
-            self.counts.canvas,
-            self.places[split] == "spread",
-        )
+        count, side = self.counts.splits[split], self.counts.canvas
+        spread = self.places[split] == "spread"
         padded = -(-count // self.mesh.size) * self.mesh.size if spread else count
         everywhere = NamedSharding(self.mesh, P())
         place = NamedSharding(self.mesh, meshes.BATCH) if spread else everywhere
@@ -168,10 +166,8 @@ def of(
             found, tried = None, {one.batch: total}
             if fits is False or (fits and largest and trains):
                 unit = one.unit * mesh.size
-                start = {b: need for b, need in tried.items() if b % unit == 0} or {
-                    unit: needed(unit)
-                }
-                found = search.largest(needed, chip.room, unit, start)
+                start = tried if one.batch % unit == 0 else {unit: needed(unit)}
+                found = search.largest(_or_none(needed), chip.room, unit, start)
                 tried |= start
             if trains and measured.memory:
                 state = measured.memory.arguments - own
@@ -179,6 +175,18 @@ def of(
             yield Forecast(
                 phase.name, one, runs, measured, own, images, beside, total, fits, found, tried
             )
+
+
+def _or_none(needed: Callable[[int], float]) -> Callable[[int], float]:
+    """Infinite for a batch that cannot be trained at all, as a single image under BatchNorm."""
+
+    def or_none(batch: int) -> float:
+        try:
+            return needed(batch)
+        except UserError:
+            return math.inf
+
+    return or_none
 
 
 def _runs(one: Pass, cost: Cost) -> int:

@@ -78,7 +78,7 @@ def test_this_machine(call):
 
 def test_what_does_not_fit_is_told_with_the_largest_batch_that_does(call, monkeypatch):
     """A toy chip with less memory than the batch needs; the largest batch is tried again by hand."""
-    room = (measured(16).needed + measured(32).needed) / 2
+    room = 0.8 * measured(32).needed
     toy = chips.Chip("toy", "cpu", 1e9, room, 1.0, 1e9, 1e9)
     monkeypatch.setattr(chips, "CHIPS", (toy,))
     status, out, err = call(
@@ -87,6 +87,7 @@ def test_what_does_not_fit_is_told_with_the_largest_batch_that_does(call, monkey
         "--config.finetune.batch=32",
         "--images=500",
         "--classes=10",
+        "--config.data.canvas=8",
         "--config.data.feed=streamed",
         "--price=3600",
     )
