@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fgvc_jax.hardware import collectives
+from fgvc_jax.hardware import collectives, traffic
 from fgvc_jax.hardware.chips import Chip
 from fgvc_jax.hardware.collectives import Collective
 
@@ -39,7 +39,8 @@ class Measured(NamedTuple):
     Attributes:
       memory: None where the compiler refused it for lack of memory.
       needed: bytes in all, as the compiler says; of a program that it refused, too; 0 = it did not say.
-      flops, bytes: of one step, to and from memory; None where the compiler does not count them.
+      flops: of one step; None where the compiler does not count them.
+      bytes: of one step, to and from the chip's main memory; see `traffic`.
     """
 
     memory: Memory | None
@@ -85,9 +86,9 @@ def measure(traced: Any, devices: int, options: dict[str, Any] | None = None) ->
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return Measured(None, needed(str(error)))
-    taken, cost = memory(compiled), compiled.cost_analysis() or {}
-    sent = collectives.read(compiled.as_text(), devices) if devices > 1 else ()
-    return Measured(taken, taken.total, cost.get("flops"), cost.get("bytes accessed"), tuple(sent))
+    taken, cost, text = memory(compiled), compiled.cost_analysis() or {}, compiled.as_text()
+    sent = collectives.read(text, devices) if devices > 1 else ()
+    return Measured(taken, taken.total, cost.get("flops"), traffic.read(text), tuple(sent))
 
 
 def flops(traced: Any) -> float | None:
