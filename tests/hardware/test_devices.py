@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from fgvc_jax.config import base
 from fgvc_jax.context.models import dtype_of
 from fgvc_jax.errors import UserError
-from fgvc_jax.hardware import devices
+from fgvc_jax.hardware import chips, compiled, devices
 from fgvc_jax.ops import pool
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
@@ -61,3 +61,16 @@ def test_layers_take_the_form_of_the_devices_that_are_planned_for():
 
     assert "select_and_scatter" in text(sharding=NamedSharding(mesh, P()))
     assert "select_and_scatter" not in text()
+
+
+def test_gpus_that_are_not_there():
+    """The product of two matrices, one split over two GPUs: memory is the arrays', by hand."""
+    pytest.importorskip("jax_plugins.xla_cuda12")
+    found = devices.find("h100:2")
+    assert [chips.of(d.device_kind).name for d in found.devices] == ["h100", "h100"]
+    mesh = jax.make_mesh((2,), ("x",), devices=found.devices)
+    a = jax.ShapeDtypeStruct((256, 64), jnp.bfloat16, sharding=NamedSharding(mesh, P("x")))
+    b = jax.ShapeDtypeStruct((64, 32), jnp.bfloat16, sharding=NamedSharding(mesh, P()))
+    measured = compiled.measure(jax.jit(lambda a, b: a @ b).trace(a, b), 2, found.options)
+    assert measured.memory.arguments == 2 * (128 * 64 + 64 * 32)
+    assert measured.memory.output == 2 * 128 * 32
