@@ -7,6 +7,7 @@ from fgvc_jax.errors import UserError
 
 COMMANDS = (
     "train",
+    "plan",
     "predict",
     "explain",
     "report",

@@ -43,7 +43,7 @@ def main() -> None:
     )
     flags.DEFINE_bool("help", False, "Print this.", short_name="h", flag_values=values)
 
-    rest, arguments = _parse(values)
+    rest, arguments = parse(values)
     if values.help:
         print(f"usage: {__doc__}", values.get_help(), sep="\n")
         return
@@ -51,7 +51,7 @@ def main() -> None:
         raise UserError(f"unexpected argument {rest[0]!r}. A flag is written --name=value.")
     if values.config is None:
         raise UserError("no config: pass --config=configs/quickstart.py, for instance.")
-    config = _with_arguments(values.config, arguments)
+    config = with_arguments(values.config, arguments)
     if values.print_config:
         print(as_json(config))
         return
@@ -68,7 +68,7 @@ def main() -> None:
     run(config, values.workdir, dry_run=values.dry_run, reuse=values.reuse, command=command)
 
 
-def _parse(values: flags.FlagValues) -> tuple[list[str], dict[str, str]]:
+def parse(values: flags.FlagValues) -> tuple[list[str], dict[str, str]]:
     """What is neither a flag nor an argument of a backbone or method; these arguments, by key.
 
     A key that names another backbone or method, such as 'finetune.method', is among them: the arguments that
@@ -111,7 +111,7 @@ def _parse(values: flags.FlagValues) -> tuple[list[str], dict[str, str]]:
         sys.argv = typed
 
 
-def _with_arguments(config: ConfigDict, given: dict[str, str]) -> ConfigDict:
+def with_arguments(config: ConfigDict, given: dict[str, str]) -> ConfigDict:
     """The config with all arguments of its backbone and methods, set where the command line sets them."""
     from fgvc_jax import methods
     from fgvc_jax.phases import complete, sections

@@ -12,6 +12,23 @@ from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.images.view import View
 
 
+def placed(need: float, held: float, settings: ConfigDict, devices: int) -> str:
+    """Where canvases go: 'everywhere' (all on each device), 'spread' over the devices, or 'streamed'.
+
+    Args:
+      need: their bytes.
+      held: bytes on each device of those that are there already.
+      settings: config.data.
+    """
+    if settings.feed in ("streamed", "decoded"):
+        return "streamed"
+    room = settings.resident_gb * 1e9 - held
+    spread = need > room and devices > 1
+    if settings.feed == "auto" and need > room * (devices if spread else 1):
+        return "streamed"
+    return "spread" if spread else "everywhere"
+
+
 class Data:
     """The splits of a data set as uint8 canvases; each is decoded once and sent to the devices once.
 
@@ -57,20 +74,19 @@ class Data:
     def feed(self, splits: Sequence[str]) -> feed.Feed:
         """A feed whose columns of images look into these splits."""
         columns = [self.canvases(split) for split in splits]
-        choice = self.settings.feed
-        if choice == "streamed" or any(isinstance(c, cache.Decoded) for c in columns):
+        if any(isinstance(c, cache.Decoded) for c in columns):
             return feed.Feed(columns, self.mesh)
         new = [split for split in dict.fromkeys(splits) if split not in self._resident]
         need = sum(self.canvases(split).nbytes for split in new)
         held = sum(
             r.pixels.nbytes / (self.mesh.size if r.spread else 1) for r in self._resident.values()
         )
-        room = self.settings.resident_gb * 1e9 - held
-        spread = need > room and self.mesh.size > 1
-        if choice == "auto" and need > room * (self.mesh.size if spread else 1):
+        place = placed(need, held, self.settings, self.mesh.size)
+        if place == "streamed":
             return feed.Feed(columns, self.mesh)
         for split in new:
-            self._resident[split] = feed.make_resident(self.canvases(split), self.mesh, spread)
+            canvases = self.canvases(split)
+            self._resident[split] = feed.make_resident(canvases, self.mesh, place == "spread")
         return feed.Feed(columns, self.mesh, tuple(self._resident[split] for split in splits))
 
     def in_order(self, splits: Sequence[str], index: np.ndarray, batch: int) -> Iterator[tuple]:

@@ -155,11 +155,12 @@ def _absolute(method: str) -> str:
     return str(Path(method).expanduser().resolve()) if method.endswith(".py") else method
 
 
-def dtype_of(config: ConfigDict) -> jnp.dtype:
-    """The dtype of the computation."""
+def dtype_of(config: ConfigDict, platform: str = "") -> jnp.dtype:
+    """The dtype of the computation; `platform` that it runs on, '' = this machine's."""
     name = config.model.dtype
     if name == "auto":
-        name = "float32" if jax.devices()[0].platform == "cpu" else "bfloat16"
+        platform = platform or jax.devices()[0].platform
+        name = "float32" if platform == "cpu" else "bfloat16"
     return jnp.dtype(name)
 
 

@@ -1,5 +1,6 @@
 """The contract of a phase: what a run calls, and what the phase may rely on."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 from ml_collections import ConfigDict
@@ -39,6 +40,29 @@ class Cost(NamedTuple):
     steps: int = 0
     passes: float = 0.0
     expected: Result = {}  # noqa: RUF012
+
+
+class Pass(NamedTuple):
+    """A program that a phase runs for batch after batch, to be compiled for devices that need not be there.
+
+    Attributes:
+      name: 'train step' or 'forward pass'.
+      key: config key of the batch.
+      batch: examples over all devices.
+      splits: that it looks into; of a train step, of each image of an example.
+      unit: into how many equal parts the batch is cut, one after the other.
+      trace: (batch, canvas, resident) -> `jax.stages.Traced`. Batch is a number of examples, canvas the side
+        in pixels, resident a tuple of `feed.Resident` of shapes, () where the canvases come with the batch.
+      same: equal for passes with the same program, whatever phase they are of.
+    """
+
+    name: str
+    key: str
+    batch: int
+    splits: tuple[str, ...]
+    unit: int
+    trace: Callable[..., Any]
+    same: Any
 
 
 class Phase:
@@ -91,6 +115,10 @@ class Phase:
           known: results of the phases before it; of those that have not run, what they expect.
         """
         return Cost()
+
+    def passes(self, models: Models) -> list[Pass]:
+        """The programs that it runs for batch after batch; a train step stands first."""
+        return []
 
     def run(self, run: Run, data: Data, models: Models) -> Result:
         """Does the work, in `run.directory(self.name)`; started again, it goes on where it was.

@@ -11,7 +11,8 @@ from fgvc_jax.context.data import Data
 from fgvc_jax.context.models import Models
 from fgvc_jax.context.run import Run
 from fgvc_jax.errors import UserError, at_least, choose
-from fgvc_jax.phases._base import Cost, Read, Result
+from fgvc_jax.phases import _programs as programs
+from fgvc_jax.phases._base import Cost, Pass, Read, Result
 from fgvc_jax.phases._base import Phase as Base
 from fgvc_jax.phases.train import phase_seed
 from fgvc_jax.train import tree
@@ -49,6 +50,18 @@ class Phase(Base):
     def cost(self, models: Models, sizes: dict[str, int], known: dict[str, Result]) -> Cost:
         images = sizes["train"] * (2 if self.section.augment else 1) + sizes.get("val", 0)
         return Cost(forward=images, passes=images)
+
+    def passes(self, models: Models) -> list[Pass]:
+        section = self.section
+        model = programs.forward(
+            models.specify(self.config[section.model]),
+            models,
+            key=f"config.{self.name}.batch",
+            batch=section.batch,
+            splits=("train", "val"),
+            random=section.augment,
+        )
+        return [model]
 
     def run(self, run: Run, data: Data, models: Models) -> Result:
         """Writes <split>_embedding.npy [N, D] and <split>_scores.npy [N, C] (logits) for train and val.

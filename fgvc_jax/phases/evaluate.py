@@ -13,7 +13,8 @@ from fgvc_jax.context.run import Run
 from fgvc_jax.errors import UserError, at_least
 from fgvc_jax.evaluators._scorer import Scorer
 from fgvc_jax.phases import _budget as budget
-from fgvc_jax.phases._base import Cost, Read, Result
+from fgvc_jax.phases import _programs as programs
+from fgvc_jax.phases._base import Cost, Pass, Read, Result
 from fgvc_jax.phases._base import Phase as Base
 
 
@@ -64,6 +65,19 @@ class Phase(Base):
                 images += count
                 passes += count * nnx.eval_shape(build).cost.predict
         return Cost(forward=images, passes=passes)
+
+    def passes(self, models: Models) -> list[Pass]:
+        found: dict[object, Pass] = {}
+        for name in (name for names in self._models().values() for name in names):
+            one = programs.forward(
+                models.specify(self.config[name]),
+                models,
+                key=f"config.{self.name}.batch",
+                batch=self.section.batch,
+                splits=("train", "val", "test"),
+            )
+            found.setdefault(one.same, one)
+        return list(found.values())
 
     def run(self, run: Run, data: Data, models: Models) -> Result:
         """Each evaluator's rows; see `final` in the files of fgvc_jax/evaluators."""

@@ -21,10 +21,12 @@ from fgvc_jax.context.run import Run
 from fgvc_jax.data import feed
 from fgvc_jax.errors import UserError
 from fgvc_jax.files import atomic
+from fgvc_jax.hardware import compiled
 from fgvc_jax.mining import pairs as mined
+from fgvc_jax.phases import _programs as programs
 from fgvc_jax.phases import _starts as starts
 from fgvc_jax.phases import _training as training
-from fgvc_jax.phases._base import Cost, Read, Result
+from fgvc_jax.phases._base import Cost, Pass, Read, Result
 from fgvc_jax.phases._base import Phase as Base
 from fgvc_jax.phases._training import Length
 from fgvc_jax.tracking.progress import Progress
@@ -35,7 +37,7 @@ from fgvc_jax.train import loop, plateau, tree
 from fgvc_jax.train.build import Program, batch_of, build, new_state
 from fgvc_jax.train.checkpoint import Checkpoints
 from fgvc_jax.train.loop import Milestones, Tracker
-from fgvc_jax.train.memory import explained
+from fgvc_jax.train.memory import Estimate, explained
 from fgvc_jax.train.predict import predict_all
 from fgvc_jax.train.step import Recipe, State
 
@@ -143,7 +145,7 @@ class Phase(Base):
         if not section.pairs:
             training.order(section, data.labels("train"), 0)
         length = Length(1, section.batch * self.method.images_per_example, 1)
-        _, program, _ = self._build(models, data, length)
+        _, program, _ = self._build(models, length)
         images = self.method.images_per_example
         batch = batch_of(data.mesh, section.batch, images, data.canvas, label=jnp.int32)
         elsewhere = [p for p in program.state["batch_stats"] if not p.startswith("backbone/")]
@@ -169,6 +171,25 @@ class Phase(Base):
                 f"{where}: method {section.method!r} cannot train {models.config.model.backbone} at "
                 f"config.image.size = {models.view.size}: {error}"
             ) from error
+
+    def passes(self, models: Models) -> list[Pass]:
+        section, images, key = self.section, self.method.images_per_example, self._key("batch")
+        _, program, _ = self._build(models, Length(1, section.batch * images, 1))
+        apart = ("init", "length", "budget", "schedule", "validation", "sampler", "pairs")
+        same = {name: value for name, value in section.to_dict().items() if name not in apart}
+        step = programs.training(
+            program,
+            models,
+            key=key,
+            batch=section.batch,
+            images=images,
+            unit=section.accumulate * section.sam.groups,
+            same=repr(same),
+        )
+        validation = programs.forward(
+            models.specify(section), models, key=key, batch=section.batch, splits=("val",)
+        )
+        return [step, validation]
 
     def _check_embedding(self, program: Program, data: Data, models: Models) -> None:
         """Raises UserError where the section wants an embedding, and the method gives none or another."""
@@ -208,7 +229,7 @@ class Phase(Base):
                 "classes (top_classes), or train the model that embeds longer."
             )
         length = self._length(models, len(train.index), run.results)
-        module, program, recipe = self._build(models, data, length)
+        module, program, recipe = self._build(models, length)
         keep = section.validation.keep_every
         milestones = Milestones(
             first=0,
@@ -235,8 +256,10 @@ class Phase(Base):
             stream=None if run.main else io.StringIO(),
         )
         try:
-            with explained(self._key("batch"), section.batch):
-                step, batches = self._compile(program, state, train, data, milestones, seconds)
+            with explained(self._key("batch"), section.batch) as estimate:
+                step, batches = self._compile(
+                    program, state, train, data, milestones, seconds, estimate
+                )
                 with progress:
                     state = loop.fit(
                         state,
@@ -278,9 +301,7 @@ class Phase(Base):
             tracked.open()
         return Writer(folder, self.config.log.tensorboard, tracked)
 
-    def _build(
-        self, models: Models, data: Data, length: Length
-    ) -> tuple[nnx.Module, Program, Recipe]:
+    def _build(self, models: Models, length: Length) -> tuple[nnx.Module, Program, Recipe]:
         """The module as shapes (in train mode), its program and its recipe, from specifications alone."""
         module = self._module(models)
         _, params, _ = tree.split(module)
@@ -288,8 +309,8 @@ class Phase(Base):
         program = build(
             module,
             recipe,
-            mesh=data.mesh,
-            gather=functools.partial(feed.gather, mesh=data.mesh),
+            mesh=models.mesh,
+            gather=functools.partial(feed.gather, mesh=models.mesh),
             preprocess=models.preprocess(),
         )
         return module, program, recipe
@@ -325,6 +346,7 @@ class Phase(Base):
         data: Data,
         milestones: Milestones,
         seconds: Seconds,
+        estimate: Estimate,
     ) -> tuple[Callable[[State, dict], tuple[State, dict]], Iterator[dict]]:
         """(step function of a state and a batch, the batches from the first milestone on)."""
         seed = np.uint32(phase_seed(self.config.seed, self.name))
@@ -338,6 +360,7 @@ class Phase(Base):
                 rows = order[milestones.first]
                 batch = source.batch(**{key: column[rows] for key, column in examples.items()})
                 step = step.lower(state, source.resident, batch, seed).compile()
+            estimate.bytes = compiled.memory(step).total
         return lambda state, batch: step(state, source.resident, batch, seed), batches
 
     def _validator(

@@ -1,0 +1,113 @@
+"""fgvc plan --config=FILE.py[:VARIANT] [--config.KEY=VALUE ...] [--on=v5e:2x4] [--price=DOLLARS]
+
+Memory, speed at most and cost at least of every phase, from compiled programs; nothing is run.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from fgvc_jax.commands.train import parse, with_arguments
+from fgvc_jax.errors import UserError
+
+
+def main() -> None:
+    values = _flags()
+    rest, arguments = parse(values)
+    if values.help:
+        print(f"usage: {__doc__}", values.get_help(), sep="\n")
+        return
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}. A flag is written --name=value.")
+    if values.config is None:
+        raise UserError("no config: pass --config=configs/cub_finer.py, for instance.")
+    logging.set_verbosity(logging.ERROR)  # the libraries' own remarks
+    config = with_arguments(values.config, arguments)
+    if values.dtype:
+        config.model.dtype = values.dtype
+    _plan(config, values)
+
+
+def _flags() -> flags.FlagValues:
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file, with a variant behind a colon.", flag_values=values
+    )
+    text = {
+        "on": "Chips that need not be there: v5e:2x4 (v4, v5p, v6e; 'pip install fgvc_jax[plan]'), h100, "
+        "h200, a100, h100:8 ('plan-cuda'). '' = this machine.",
+        "images": "Images of train, val and test, where the data are not here: 5394,600,5794.",
+        "dtype": "config.model.dtype; 'auto' = bfloat16 on an accelerator.",
+    }
+    for name, help_ in text.items():
+        flags.DEFINE_string(name, "", help_, flag_values=values)
+    flags.DEFINE_integer("classes", 0, "How many classes, beside --images.", flag_values=values)
+    flags.DEFINE_float("price", None, "Dollars of a chip an hour.", 0, flag_values=values)
+    flags.DEFINE_bool(
+        "largest",
+        False,
+        "Search the largest batch also where the config's fits.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool("help", False, "Print this.", short_name="h", flag_values=values)
+    return values
+
+
+def _plan(config: ConfigDict, values: flags.FlagValues) -> None:
+    import jax
+
+    from fgvc_jax import checks, forecast, phases
+    from fgvc_jax import mesh as meshes
+    from fgvc_jax.context.models import Models, dtype_of, view_of
+    from fgvc_jax.data import counts as counting
+    from fgvc_jax.hardware import chips, devices
+    from fgvc_jax.images import protocols
+    from fgvc_jax.report import forecast as report
+
+    config = protocols.apply(phases.complete(config))
+    checks.check(config)
+    if values.on:  # chips of this machine, if any, are none of the plan's business
+        jax.config.update("jax_platforms", "cpu")
+    found, options = devices.find(values.on)
+    mesh, chip = meshes.make(config.devices.fsdp, found), chips.of(found[0].device_kind)
+    config.model.dtype = str(dtype_of(config, found[0].platform))
+    # Shapes are enough; the files of weights need not be here.
+    config.model.pretrained = config.model.second_pretrained = config.init.file = ""
+    view = view_of(config)
+    counts = counting.of(
+        config.data,
+        resize=view.resize,
+        squash=view.squash,
+        images=values.images,
+        classes=values.classes,
+    )
+
+    def models(mesh: jax.sharding.Mesh) -> Models:
+        return Models(config, Path(), counts.manifest(), mesh, view, counts.canvas)
+
+    print(report.head(config.model.dtype, counts, mesh, chip), flush=True)
+    phase, seconds, short = "", 0.0, []
+    for one in forecast.of(
+        config,
+        models(mesh),
+        counts,
+        chip,
+        options=options,
+        counter=models(meshes.make(devices=jax.local_devices()[:1])),
+        largest=values.largest,
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    ):
+        if one.phase != phase:
+            phase = one.phase
+            print(f"{phase}:")
+        for line in report.lines(one, chip, mesh.size):
+            print(f"  {line}", flush=True)
+        seconds += config.seeds * report.seconds(one, chip)
+        if one.fits is False:
+            short.append(report.shortage(one, chip))
+    if seconds:
+        print(report.total(seconds, config.seeds, mesh.size, values.price))
+    if short:
+        raise UserError("\n".join(short))

@@ -1,0 +1,39 @@
+"""The largest batch that fits, found by trying."""
+
+from collections.abc import Callable
+
+CLOSE = 1 / 16  # of the batch: how near to the largest the search stops
+
+
+def largest(needed: Callable[[int], float], room: float, unit: int, tried: dict[int, float]) -> int:
+    """The largest multiple of `unit` whose need fits into `room`, to within a unit or 1/16; 0 = not one.
+
+    Memory grows almost linearly with the batch, so each try stands where the straight line through the
+    nearest two tries meets the room, and the middle where the line leads nowhere.
+
+    Args:
+      needed: batch -> bytes; infinite where it only is known to be too much.
+      room: bytes.
+      tried: batch -> bytes of what has been tried, one at least; multiples of `unit`. Filled in.
+    """
+    while True:
+        low = max((b for b, need in tried.items() if need <= room), default=0)
+        high = min((b for b in tried if b > low), default=0)
+        if high and (high - low <= max(unit, low * CLOSE)):
+            return low
+        guess = _guess(low, high, room, tried) // unit * unit
+        least = low + max(unit, int(low * CLOSE) // unit * unit)
+        guess = max(guess, least)
+        guess = min(guess, high - unit) if high else guess
+        tried[guess] = needed(guess)
+
+
+def _guess(low: int, high: int, room: float, tried: dict[int, float]) -> int:
+    known = [(batch, need) for batch, need in tried.items() if need < float("inf")]
+    near = sorted(known, key=lambda point: abs(point[1] - room))[:2]
+    if len(near) == 2 and near[0][1] != near[1][1]:
+        (a, need_a), (b, need_b) = near
+        return int(a + (room - need_a) * (b - a) / (need_b - need_a))
+    if high:
+        return (low + high) // 2
+    return int(low * room / tried[low]) if tried.get(low) else 2 * low
