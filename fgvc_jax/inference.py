@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +29,8 @@ from fgvc_jax.model import Specification, comparing, predictor, read_done, resto
 from fgvc_jax.model_folder import Support
 from fgvc_jax.train import tree
 from fgvc_jax.trained import Found, find, gives_classes
+
+log = logging.getLogger(__name__)
 
 Image = str | os.PathLike | np.ndarray
 Images = Sequence[Image]
@@ -209,6 +212,11 @@ class Classifier:
             for _, error in chunk:
                 if error is not None:
                     raise UserError(error)
+            if output not in outputs:
+                raise UserError(
+                    f"{self.phase}: its method {self.specification.method!r} gives no {output!r}, see "
+                    "docs/add_a_method.md."
+                )
             rows.append(outputs[output])
         if not rows:
             raise UserError("no images were given.")
@@ -306,12 +314,20 @@ def load(run: str | os.PathLike, phase: str = "", which: str = "best") -> Classi
     """
     run = Path(run).expanduser()
     if model_folder.is_model_folder(run):
+        if phase or which != "best":
+            raise UserError(
+                f"{run} is a model folder and holds one model: no phase, no checkpoint."
+            )
         return of_folder(run.resolve())
     found = find(run, phase, which)
-    folder = found.folder.parent / "model"
+    folder = found.folder.parent / model_folder.NAME
     named = phase or which != "best" or found.folder == run.resolve()
     done = read_done(found.folder)
     if named or not model_folder.is_of(folder, found.folder.name, done.get("hash", "")):
+        if not named and model_folder.is_model_folder(folder):
+            log.warning(
+                "%s is not of %s, which is loaded without calibration.", folder, found.folder
+            )
         return of_phase(found)
     loaded = of_folder(folder)
     loaded.phase, loaded.images_root = found.folder, _images_root(found.folder)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from fgvc_jax import backbones, methods
+from fgvc_jax import backbones, files, methods
 from fgvc_jax import mesh as meshes
 from fgvc_jax.errors import UserError
 from fgvc_jax.images.batch import plain_views, random_views
@@ -76,7 +76,7 @@ class Specification:
 
     def save(self, path: str | os.PathLike) -> None:
         content = dataclasses.asdict(self) | {"view": self.view._asdict()}
-        Path(path).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        files.write_json(path, content)
 
     @classmethod
     def read(cls, content: dict[str, Any], where: str | os.PathLike) -> "Specification":
@@ -99,7 +99,7 @@ class Specification:
 def load_specification(path: str | os.PathLike) -> Specification:
     """Reads model.json; UserError where it is missing or made by an incompatible version."""
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text("utf-8", "surrogateescape"))
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist: is its folder a finished training phase?"

@@ -24,17 +24,18 @@ from safetensors.numpy import load_file, save_file
 
 from fgvc_jax import files
 from fgvc_jax.errors import UserError
-from fgvc_jax.model import Specification
+from fgvc_jax.model import Specification, read_done
 from fgvc_jax.train.tree import Flat
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 COMPARATOR = "comparator"
+NAME = "model"  # of the folder in that of a run
 FAR = 5  # the neighbour whose distance tells whether an image is unlike all training images
 
 
 class Support(NamedTuple):
-    """Embedded training images; `embedding` float32 [N, D] has rows of length 1."""
+    """Embedded training images; `embedding` float32 [N, D] as the model gives it."""
 
     embedding: np.ndarray
     label: np.ndarray  # int32 [N]
@@ -68,6 +69,14 @@ def is_of(folder: str | os.PathLike, phase: str, hash_: str) -> bool:
     return (about.get("phase"), about.get("hash")) == (phase, hash_)
 
 
+def calibration_of(phase: Path) -> dict[str, Any]:
+    """calibration.json of the folder beside a training phase, if it is of that phase's model; else {}."""
+    folder = phase.parent / NAME
+    of_phase = is_of(folder, phase.name, read_done(phase).get("hash", ""))
+    path = folder / "calibration.json"
+    return _json(path) if of_phase and path.exists() else {}
+
+
 def save(folder: str | os.PathLike, content: ModelFolder, card: str) -> None:
     """Writes all but a comparator's folder into an existing folder."""
     folder, fields = Path(folder), dataclasses.asdict(content.specification)
@@ -85,10 +94,11 @@ def save(folder: str | os.PathLike, content: ModelFolder, card: str) -> None:
         files.write_json(folder / "calibration.json", content.calibration)
     if content.support is not None:
         support = content.support
-        # Half precision: cosines are off by less than 1e-3, and a folder is half as large.
+        # Half precision, where it holds the numbers: cosines are off by less than 1e-3, the folder is half.
+        fits = np.abs(support.embedding).max(initial=0) < np.finfo(np.float16).max
         np.savez_compressed(
             folder / "support.npz",
-            embedding=support.embedding.astype(np.float16),
+            embedding=support.embedding.astype(np.float16 if fits else np.float32),
             label=support.label.astype(np.int32),
             files=support.file.astype(np.str_),
         )
@@ -158,7 +168,7 @@ def _support(path: Path) -> Support | None:
             embedding, label, file = saved["embedding"], saved["label"], saved["files"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    return Support(unit(embedding), label, file)
+    return Support(embedding.astype(np.float32), label, file)
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -170,7 +180,7 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(path.read_text("utf-8", "surrogateescape"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; the folder of a model needs it.") from None
     except ValueError as error:

@@ -109,7 +109,7 @@ class Search:
         found = classifier.calibration.get("distance", {"neighbour": 1, "value": None})
         self.neighbour, self.far = found["neighbour"], found["value"]
         self.index = faiss.IndexFlatIP(self.support.embedding.shape[1])
-        self.index.add(self.support.embedding)
+        self.index.add(unit(self.support.embedding))
 
     def __call__(self, embeddings: np.ndarray) -> list[dict[str, Any]]:
         """The fields of `Prediction` for embeddings float32 [N, D]."""

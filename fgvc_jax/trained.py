@@ -11,6 +11,7 @@ import numpy as np
 from fgvc_jax import methods
 from fgvc_jax.errors import UserError, choose
 from fgvc_jax.model import Specification, load_specification, read_done
+from fgvc_jax.model_folder import is_model_folder
 from fgvc_jax.train.checkpoint import METRIC
 
 KINDS = ("classify", "retrieve")  # evaluators of models that take single images
@@ -47,6 +48,11 @@ def find(run: str | os.PathLike, phase: str = "", which: str = "best") -> Found:
         return _classifier(run / phase, which)
     if (run / "model.json").exists():
         return _classifier(run, which)
+    if is_model_folder(run):
+        raise UserError(
+            f"{run} is a model folder, which fgvc predict, fgvc explain and fgvc_jax.load take; this wants "
+            f"the run that made it, such as {run.parent}."
+        )
     inner = is_refit(run)
     best = best_on_validation(run.parent if inner else run, which)
     if best is None:
@@ -82,6 +88,15 @@ def is_refit(run: Path) -> bool:
     return run.name == REFIT and not (run / "config.json").exists()
 
 
+def finished(run: Path) -> list[Path]:
+    """DONE.json of each finished phase in a folder, in the order in which they were finished."""
+
+    def when(path: Path) -> tuple[str, float]:  # a copy may have other times than the run
+        return read_done(path.parent).get("finished", ""), path.stat().st_mtime
+
+    return sorted(run.glob("*/DONE.json"), key=when)
+
+
 def gives_classes(specification: Specification) -> bool:
     """Whether the model is a classifier."""
     return methods.get(specification.method).evaluator == "classify"
@@ -113,7 +128,7 @@ def best_on_validation(run: Path, which: str) -> Found | None:
     None where the folder has neither.
     """
     best, highest = None, (False, -np.inf)
-    for path in sorted(run.glob("*/DONE.json"), key=lambda file: file.stat().st_mtime):
+    for path in finished(run):
         if not (path.parent / "model.json").exists():
             continue
         specification = load_specification(path.parent / "model.json")

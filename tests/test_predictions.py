@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import sys
 
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import fgvc_jax
-from fgvc_jax import cli, inference
+from fgvc_jax import cli, inference, trained
 from fgvc_jax.errors import UserError
 from fgvc_jax.predictions import accept_from, predictions
 from fgvc_jax.run import run
@@ -79,7 +80,7 @@ def predict(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sys, "argv", command)
         status = cli.main()
         path = tmp_path / out
-        text = path.read_text() if path.suffix == ".csv" and path.exists() else None
+        text = path.read_text() if path.suffix == ".csv" and path.is_file() else None
         return status, text, capsys.readouterr().err
 
     return call
@@ -238,9 +239,43 @@ def test_reranked_as_the_evaluation_did(finished, alone, files):
     assert np.abs(found - plain).max() > 1e-4  # the comparator has a say
 
 
+def test_reranked_validation_is_what_the_threshold_was_chosen_on(finished, alone):
+    manifest = json.loads((finished / "manifest.json").read_text())
+    val = [f"{manifest['root']}/{file}" for file in manifest["splits"]["val"]]
+    classifier = fgvc_jax.load(alone)
+    for rerank in (False, True):
+        found = [a.probabilities.max() for a in classifier.stream(val, rerank=rerank)]
+        calibration = classifier.calibration["reranked"] if rerank else classifier.calibration
+        # The training images' embeddings are kept in half precision.
+        np.testing.assert_allclose(found, calibration["confidence"], rtol=0, atol=1e-3)
+
+
 def test_rerank_without_a_comparator(finished, predict, files):
     status, text, err = predict(finished / "finetune", *files, "--rerank")
     assert (status, text) == (2, None) and "has no comparator to re-rank with" in err
+
+
+def test_out_is_no_folder(predict, finished, files, tmp_path):
+    (tmp_path / "preds.csv").mkdir()
+    command_status, _, err = predict(finished, *files, "--format=json", out="preds.csv/")
+    assert command_status == 2 and "is a folder; name a file" in err
+
+
+def test_a_model_folder_is_no_run(finished, alone):
+    with pytest.raises(UserError, match=r"is a model folder, which fgvc predict.*wants the run"):
+        trained.find(alone)
+    with pytest.raises(UserError, match="holds one model: no phase, no checkpoint"):
+        fgvc_jax.load(alone, which="last")
+
+
+def test_a_copy_with_other_times_is_the_same_run(finished, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    for number, name in enumerate(("retrain", "pairs", "control", "finetune")):
+        os.utime(copy / name / "DONE.json", (1e9 + number, 1e9 + number))
+    seconds = {json.loads(p.read_text())["finished"] for p in copy.glob("*/DONE.json")}
+    if len(seconds) == len(list(copy.glob("*/DONE.json"))):  # else the copy's times break the tie
+        assert fgvc_jax.load(copy).phase.name == fgvc_jax.load(finished).phase.name
 
 
 def test_stopped_and_gone_on(predict, finished, files, monkeypatch, tmp_path):

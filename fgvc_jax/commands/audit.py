@@ -6,7 +6,8 @@ where none is named):
   audit.html        the first of them, each with its label, the suggested one and the nearest photos of both,
                     to keep, relabel or drop; it makes labels_patch.csv of what was chosen
   audit.csv         all of them, ranked
-  labels_patch.csv  the same suggestions, every one commented out
+  labels_patch.csv  the same suggestions, every one commented out; once it has been edited it is kept, and
+                    they are in suggestions.csv
 
 Nothing is changed: train or check with --config.data.labels_patch=FILE. docs/audit.md says what the score is
 and how good it was.
@@ -53,10 +54,15 @@ def main() -> None:
     from fgvc_jax.audit import page
     from fgvc_jax.audit.score import score
     from fgvc_jax.inference import load
+    from fgvc_jax.model_folder import is_model_folder
+    from fgvc_jax.trained import run_of
 
     classifier = load(arguments.run, which=arguments.checkpoint)
     photos = run_photos.of_phase(classifier.phase)
-    out = Path(arguments.out or Path(arguments.run, "audit")).expanduser()
+    run = Path(arguments.run).expanduser()
+    if is_model_folder(run):  # which is shown to others as it is
+        run = run_of(classifier.phase)
+    out = Path(arguments.out or run / "audit").expanduser()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -71,7 +77,11 @@ def main() -> None:
         neighbours=arguments.neighbours,
     )
     files.write_text(out / "audit.csv", _ranking(photos, scores))
-    files.write_text(out / "labels_patch.csv", _patch(photos, scores, arguments.show))
+    patch = out / "labels_patch.csv"
+    if _edited(patch):
+        print(f"{patch} has been edited and is kept; the new suggestions: {out}/suggestions.csv")
+        patch = out / "suggestions.csv"
+    files.write_text(patch, _patch(photos, scores, arguments.show))
     page.write(
         out / "audit.html", Path(arguments.run).resolve().name, photos, embeddings, scores, arguments.show
     )  # fmt: skip
@@ -82,6 +92,14 @@ def main() -> None:
     alone = int((scores.suggestion < 0).sum())
     if alone:
         print(f"{alone:,} images are alone in their class and cannot be judged; they stand last.")
+
+
+def _edited(patch: Path) -> bool:
+    """Whether somebody has taken a '# ' away in an earlier file of suggestions."""
+    if not patch.exists():
+        return False
+    lines = patch.read_text("utf-8", "surrogateescape").splitlines()
+    return len([line for line in lines if line.strip() and not line.startswith("#")]) > 1
 
 
 def _ranking(photos, scores) -> str:

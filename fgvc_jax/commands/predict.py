@@ -110,6 +110,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64, help="images at a time")
     arguments = parser.parse_args()
     folder = Path(arguments.out).expanduser().resolve().parent
+    if Path(arguments.out).expanduser().is_dir():
+        raise UserError(f"--out={arguments.out} is a folder; name a file, such as preds.csv in it.")
     if not os.access(folder, os.W_OK):
         raise UserError(f"--out={arguments.out}: {folder} is no folder that can be written to.")
     for name, lowest in (("batch", 1), ("topk", 2)):
@@ -157,7 +159,8 @@ def _classify(
     accept = accept_from(classifier, arguments.precision, rerank=arguments.rerank)
     if accept is None:
         _say(
-            "no decisions: the model has no calibration, which takes validation images and RUN/model."
+            "no decisions: the model has no calibration. The folder RUN/model has one, where the run had "
+            "validation images; the run's command, started again, writes it."
         )
     elif accept.value is None:
         _say(

@@ -61,7 +61,8 @@ def read(run: Path, split: str, most: int = POINTS) -> Saved:
     """
     run = run.expanduser().resolve()
     folders = sorted({path.parent for path in run.glob("embeddings/step_*.npz")})
-    folders += sorted({path.parent for path in run.glob("*/embeddings/step_*.npz")})
+    for inside in ("*", "*/*", "*/*/*"):  # in a phase, of a seed, of its refit
+        folders += sorted({path.parent for path in run.glob(f"{inside}/embeddings/step_*.npz")})
     if not folders:
         raise UserError(
             f"{run} has no saved embeddings. Train with, for instance, --config.PHASE.validation."

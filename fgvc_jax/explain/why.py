@@ -18,7 +18,7 @@ from fgvc_jax.errors import UserError
 from fgvc_jax.explain.heat import SECOND, Asked, Heat, explain
 from fgvc_jax.inference import Classifier, of_phase
 from fgvc_jax.model import load_specification, read_done
-from fgvc_jax.trained import Found, trained_on
+from fgvc_jax.trained import Found, finished, trained_on
 
 
 class Neighbour(NamedTuple):
@@ -90,8 +90,7 @@ def training_files(classifier: Classifier) -> dict[int, list[str]]:
 
 def comparator(phase: Path) -> Comparator | None:
     """The comparator that the run of a phase has trained, the last that was finished; None without one."""
-    done = sorted(phase.parent.glob("*/DONE.json"), key=lambda file: file.stat().st_mtime)
-    for folder in (path.parent for path in reversed(done)):
+    for folder in (path.parent for path in reversed(finished(phase.parent))):
         if not (folder / "model.json").exists() or not read_done(folder):
             continue
         specification = load_specification(folder / "model.json")

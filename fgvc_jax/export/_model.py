@@ -1,7 +1,6 @@
 """What goes into a file: a run's model as one function of images, and real images to try the file on."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,19 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from fgvc_jax.data import load
+from fgvc_jax import photos
 from fgvc_jax.errors import UserError
 from fgvc_jax.files import write_json
 from fgvc_jax.images.batch import plain_views
 from fgvc_jax.inference import Image, of_phase
+from fgvc_jax.model_folder import calibration_of
 from fgvc_jax.train import tree
 from fgvc_jax.trained import Found, find, gives_classes
 
 TOLERANCE = 1e-4
 IMAGES = 32  # that a file is tried on
-PARENTS = 3  # at most: from a phase over its refit and its seed to the run
 Outputs = dict[str, jax.Array]
 
 
@@ -36,14 +34,17 @@ class Model:
 
     The outputs are 'probabilities' [B, classes] (where it is a classifier) and 'embedding' [B, D].
 
-    Args, errors: as for `fgvc_jax.trained.find`.
+    Args, errors: as for `fgvc_jax.trained.find`; calibrated, whether scores are divided by the temperature
+    of the run's model folder, as `fgvc_jax.load(RUN).predict` does.
     """
 
-    def __init__(self, run: str | os.PathLike, which: str = "best"):
+    def __init__(self, run: str | os.PathLike, which: str = "best", calibrated: bool = True):
         found = find(run, which=which)
         specification = dataclasses.replace(found.specification, dtype="float32")
         self.classifier = of_phase(Found(found.folder, found.which, specification))
         self.specification, self.folder = specification, found.folder
+        if calibrated and which == "best":
+            self.classifier.calibration = calibration_of(found.folder)
         weights = jax.tree.map(jnp.asarray, jax.device_get(self.classifier.weights))  # constants
         self._module = tree.merge(self.classifier.static, weights["params"], weights["batch_stats"])
 
@@ -52,11 +53,19 @@ class Model:
         view = self.specification.view
         normal = (images / 255 - np.float32(view.mean)) / np.float32(view.std)
         found = self._module.predict(normal)
-        outputs = {"embedding": found["embedding"].astype(jnp.float32)}
+        outputs = {}
+        if "embedding" in found:  # a user's own method may have none
+            outputs["embedding"] = found["embedding"].astype(jnp.float32)
         if gives_classes(self.specification):
             scores = found["scores"].astype(jnp.float32)
+            scores /= np.float32(self.classifier.temperature)
             outputs = {"probabilities": jax.nn.softmax(scores, axis=-1)} | outputs
         return outputs
+
+    def input(self, batch: int) -> jax.ShapeDtypeStruct:
+        """The shape that `of_images` takes."""
+        side = self.specification.view.size
+        return jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32)
 
     def of_canvases(self, pixels: jax.Array, sizes: jax.Array) -> Outputs:
         """Images at the top left of canvases, uint8 [B, C, C, 3] and int32 [B, 2], height and width."""
@@ -76,6 +85,7 @@ class Model:
             "class_ids": self.specification.class_ids,
             "backbone": self.specification.backbone,
             "method": self.specification.method,
+            "temperature": self.classifier.temperature,
             "preprocessing": {
                 "longest_side": self.specification.canvas,
                 "shorter_side": None if view.squash else view.resize,
@@ -114,32 +124,25 @@ def canvases(model: Model, images: Sequence[Image]) -> tuple[np.ndarray, np.ndar
 def expected(model: Model, images: Sequence[Image]) -> dict[str, np.ndarray]:
     """What the model itself says of images, by the names of `Model`'s outputs, in full precision."""
     with jax.default_matmul_precision("highest"):
-        found = {"embedding": model.classifier.embed(images)}
+        found = {}
+        if "embedding" in jax.eval_shape(model.of_images, model.input(1)):
+            found["embedding"] = model.classifier.embed(images)
         if gives_classes(model.specification):
             found = {"probabilities": model.classifier.predict(images)} | found
     return found
 
 
 def _of_run(model: Model) -> list[Image]:
-    advice = "name some real images to try the file on: --images PATH ..."
-    places = (model.folder.parents[i] for i in range(PARENTS))
-    run = next((place for place in places if (place / "manifest.json").exists()), None)
-    if run is None:
-        raise UserError(f"no manifest.json above {model.folder}; {advice}")
-    manifest = json.loads((run / "manifest.json").read_text())
-    splits = manifest["splits"]
-    files = list(splits.get("test") or splits.get("val") or splits["train"])
-    if manifest["root"] is not None:
-        files = [os.path.join(manifest["root"], file) for file in files]
-        files = [file for file in files if os.path.exists(file)]
-        if not files:
-            raise UserError(f"none of the run's images is in {manifest['root']} any more; {advice}")
-        return files
-    if not (run / "config.json").exists():
-        raise UserError(f"the images of {manifest['name']} are no files; {advice}")
-    config = ConfigDict(json.loads((run / "config.json").read_text()))
-    read = load.read(config.data).read
-    return [read(files[i]) for i in _spread(len(files), IMAGES)]
+    for split in ("test", "val", ""):
+        try:
+            found = photos.of_phase(model.folder, split)
+        except UserError as error:
+            raise UserError(
+                f"{error} Name some real images to try the file on: --images PATH ..."
+            ) from None
+        if found.files:
+            return [found.read(found.files[i]) for i in _spread(len(found.files), IMAGES)]
+    raise UserError(f"the run of {model.folder} has no images; name some: --images PATH ...")
 
 
 def _spread(length: int, count: int) -> np.ndarray:

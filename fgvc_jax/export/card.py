@@ -1,11 +1,14 @@
 """The model card of a model folder: what the model is, its numbers, how to use it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.metrics.calibration import threshold
+from fgvc_jax.model import Specification
 from fgvc_jax.model_folder import ModelFolder
+from fgvc_jax.trained import gives_classes
 
 PRECISIONS = (0.9, 0.95, 0.99)
 
@@ -29,7 +32,7 @@ pipeline_tag: image-classification
 tags: [image-classification, fine-grained, {json.dumps(specification.backbone)}]
 ---
 
-# {specification.backbone}, method {specification.method}, on {manifest.name}
+# {specification.backbone}, method {Path(specification.method).stem}, on {manifest.name}
 
 Tells {len(classes):,} classes apart: {shown}.
 
@@ -39,21 +42,20 @@ statistics among them.
 
 ## How good it is
 
-{_results(results, about["phase"])}
+{_results(results, about["phase"], about["checkpoint"])}
 {_decisions(content.calibration)}
 ## How to use it
 
     import fgvc_jax
     classifier = fgvc_jax.load("this/folder")
-    classifier.predict(["photo.jpg"])  # probabilities [1, {len(classes)}], columns as in classes.json
+    {_use(specification)}
 
-or `fgvc predict this/folder PHOTOS --out=preds.csv`. Images: RGB, {size}, central crop {view.size},
+Images: RGB, {size}, central crop {view.size},
 {view.interpolation}, then (x / 255 - mean) / std; the numbers are in `preprocessing.json`.
 
 ## Limits
 
-It answers with one of its classes whatever it is shown. `fgvc predict` marks images whose embedding lies far
-from all training images ('unlike'), which finds some of them only. Nothing is known of its errors on images
+{_limits(specification)}Nothing is known of its errors on images
 that are taken otherwise than those of {manifest.name}. The licences of these images and of pretrained
 weights, if it started from any, bind its users; this card does not know them.
 
@@ -61,7 +63,25 @@ Made with {_versions(about["versions"])}.
 """
 
 
-def _results(results: dict[str, dict], phase: str) -> str:
+def _use(specification: Specification) -> str:
+    if not gives_classes(specification):
+        return 'classifier.embed(["photo.jpg"])  # [1, D]; near images are alike'
+    return (
+        f'classifier.predict(["photo.jpg"])  # probabilities [1, {len(specification.classes)}], columns as '
+        "in classes.json\n\nor `fgvc predict this/folder PHOTOS --out=preds.csv`."
+    )
+
+
+def _limits(specification: Specification) -> str:
+    if not gives_classes(specification):
+        return ""
+    return (
+        "It answers with one of its classes whatever it is shown. `fgvc predict` marks images whose "
+        "embedding lies far\nfrom all training images ('unlike'), which finds some of them only. "
+    )
+
+
+def _results(results: dict[str, dict], phase: str, checkpoint: str) -> str:
     rows = [row for r in results.values() for row in r.get("rows", ()) if row["name"] == phase]
     if not rows:
         return "No classification was evaluated in its run."
@@ -76,7 +96,8 @@ def _results(results: dict[str, dict], phase: str) -> str:
                 f"| {split} | {found['count']:,} | {cells[0]} | {cells[1]} to {cells[2]} | "
                 f"{100 * found['mean_class_accuracy']:.1f} % |"
             )
-    return "\n".join(lines) + "\n\nValidation chose the checkpoint; the test images chose nothing."
+    chosen = "Validation chose the checkpoint; the" if checkpoint == "best" else "The"
+    return "\n".join(lines) + f"\n\n{chosen} test images chose nothing."
 
 
 def _decisions(calibration: dict[str, Any]) -> str:

@@ -19,9 +19,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
+from fgvc_jax import mesh as meshes
 from fgvc_jax import methods, model_folder
 from fgvc_jax.context.data import Data
 from fgvc_jax.context.models import Models
@@ -31,7 +31,7 @@ from fgvc_jax.metrics.calibration import softmax, temperature
 from fgvc_jax.mining import rerank as reranking
 from fgvc_jax.mining.rerank import CANDIDATES
 from fgvc_jax.model import comparing, read_done, trained
-from fgvc_jax.model_folder import COMPARATOR, FAR, ModelFolder, Support, unit
+from fgvc_jax.model_folder import COMPARATOR, FAR, NAME, ModelFolder, Support
 from fgvc_jax.ops.knn import nearest
 from fgvc_jax.train import tree
 from fgvc_jax.train.predict import predict_all
@@ -42,7 +42,6 @@ log = logging.getLogger(__name__)
 MOST = 50_000  # training images whose embeddings are kept
 KNOWN = 0.99  # share of the validation images that are called like the training images
 BATCH = 64
-NAME = "model"
 
 
 def write(run: Run, data: Data, models: Models) -> None:
@@ -70,7 +69,15 @@ def write(run: Run, data: Data, models: Models) -> None:
     if is_refit(run.workdir) and earlier.exists():
         content.calibration.update(json.loads(earlier.read_text()) | {"before_refit": True})
     if run.main:
-        _save(folder, content, comparator, card.text(content, run.results, data.manifest))
+        try:
+            _save(folder, content, comparator, card.text(content, run.results, data.manifest))
+        except OSError as error:  # the run is finished, whatever comes of it
+            log.warning(
+                "warning: %s could not be written (%s); the same command tries again.",
+                folder,
+                error.strerror,
+            )
+            return
         log.info("  model: %s", folder)
 
 
@@ -103,7 +110,7 @@ def _collect(
     labels, names = data.labels("train"), np.array(data.manifest.splits["train"].files)
     kept, support = _evenly(labels, MOST, run.config.seed), None
     if "embedding" in outputs["train"]:  # a user's own method may have none
-        support = Support(unit(outputs["train"]["embedding"][kept]), labels[kept], names[kept])
+        support = Support(outputs["train"]["embedding"][kept], labels[kept], names[kept])
     done = read_done(run.workdir / phase)
     about = {
         "data": data.manifest.name,
@@ -114,9 +121,7 @@ def _collect(
         "validation": done.get("validation", {}),
         "versions": done["versions"],
     }
-    arrays = {
-        k: np.asarray(jax.device_get(x)) for part in weights.values() for k, x in part.items()
-    }
+    arrays = {k: meshes.to_host(x) for part in weights.values() for k, x in part.items()}
     calibration = (
         _calibrate(outputs["val"], data.labels("val"), support) if "val" in outputs else {}
     )

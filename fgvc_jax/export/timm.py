@@ -79,7 +79,7 @@ def _try(run: str | os.PathLike, which: str, folder: str, paths: Sequence[str]) 
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision of another torch
         log.warning("not tried in timm, which cannot be imported here: %s", error)
         return
-    model = _model.Model(run, which)
+    model = _model.Model(run, which, calibrated=False)  # timm has no place for a temperature
     images = _model.real_images(model, paths)
     view = model.specification.view
     grey = model.crop(*_model.canvases(model, images))

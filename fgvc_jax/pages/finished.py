@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,9 @@ class Finished:
     def reader(self) -> Callable[[str], np.ndarray]:
         """file -> uint8 [H, W, 3], as the run read its images; UserError for one that cannot be read."""
         try:
-            return load.read(self.config.data).read
+            settings = self.config.data.copy_and_resolve_references()
+            settings.labels_patch = ""  # the labels are the manifest's, and the patch may be gone
+            return load.read(settings).read
         except (UserError, OSError) as error:
             root = self.data["root"]
             if root is None:
@@ -107,7 +110,8 @@ def read(folder: str | os.PathLike) -> Finished:
             f"{folder} is not the workdir of a run: it has no config.json and manifest.json."
         )
     config = _config(_json(folder / "config.json"))
-    seeds = sorted(folder.glob("seed_*"), key=lambda p: int(p.name.removeprefix("seed_")))
+    seeds = [path for path in folder.glob("seed_*") if re.fullmatch(r"seed_\d+", path.name)]
+    seeds.sort(key=lambda path: int(path.name.removeprefix("seed_")))
     parts = {}
     for part in [p.name for p in seeds] or [""]:
         for inner in (part, os.path.join(part, REFIT)):

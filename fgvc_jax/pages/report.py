@@ -1,9 +1,10 @@
 """The report of a finished run: one HTML file that needs no other, and its numbers and charts as files."""
 
 import csv
+import json
 import logging
 import os
-import shutil
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from fgvc_jax import files
 from fgvc_jax.data.doctor.findings import shown
 from fgvc_jax.errors import UserError
 from fgvc_jax.metrics import calibration
+from fgvc_jax.model_folder import calibration_of
 from fgvc_jax.pages import answers as asked
 from fgvc_jax.pages import charts, facts, finished, looks
 from fgvc_jax.pages.finished import Finished, Subject
@@ -56,14 +58,19 @@ def make(run: str | os.PathLike, out: str | os.PathLike = "", *, use_model: bool
     content = report.content()
     page = render("report.html", **content, seconds=time.monotonic() - began)
     try:
-        for name in ("tables", "figures"):  # of an earlier report, which may have had others
-            shutil.rmtree(folder / name, ignore_errors=True)
-            (folder / name).mkdir(parents=True)
+        for name in _written(folder):  # by an earlier report, which may have had others
+            (folder / name).unlink(missing_ok=True)
+        for name in ("tables", "figures"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        made = []
         for name, rows in report.tables.items():
-            _write_csv(folder / "tables" / f"{name}.csv", rows)
+            if rows:
+                made.append(f"tables/{name}.csv")
+                _write_csv(folder / made[-1], rows)
         for name, svg in report.figures.items():
-            files.write_text(folder / "figures" / f"{name}.svg", charts.standalone(svg))
-        files.write_json(folder / "report.json", report.numbers)
+            made.append(f"figures/{name}.svg")
+            files.write_text(folder / made[-1], charts.standalone(svg))
+        files.write_json(folder / "report.json", report.numbers | {"files": made})
         files.write_text(folder / PAGE, page)
         if read.config.log.tensorboard:
             panels.write(folder, report.panels(content["mistakes"]["items"]))
@@ -387,7 +394,17 @@ class _Report:
             size=(440, 300),
         )
         half = float(risk[max(0, len(risk) // 2 - 1)])
-        self.numbers["calibration"] = {"ece": found.ece, "aurc": area, "risk_at_half": half}
+        phase = self.run.where(self.subject.part, self.subject.name)
+        warmth = calibration_of(phase).get("temperature")
+        after = warmth and calibration.softmax(self.subject.scores / warmth).max(axis=1)
+        after = warmth and calibration.reliability(after, answers.right).ece
+        self.numbers["calibration"] = {
+            "ece": found.ece,
+            "aurc": area,
+            "risk_at_half": half,
+            "temperature": warmth,
+            "ece_after": after,
+        }
         self.tables["reliability"] = [
             {"from": found.edges[i], "to": found.edges[i + 1], "count": int(found.count[i]),
              "confidence": found.confidence[i], "accuracy": found.accuracy[i]}
@@ -398,6 +415,8 @@ class _Report:
             "ece": found.ece,
             "aurc": area,
             "half": half,
+            "temperature": warmth,
+            "after": after,
             "sure": float(answers.sure.mean()),
             "right": float(answers.right.mean()),
         }
@@ -416,7 +435,7 @@ class _Report:
                     found[f"pairs/{name}"] = sheet.convert("RGB")
         for place, item in enumerate(mistakes, 1):
             if item["uri"]:
-                title = f"{place:02} {item['true']} taken for {item['answered']}"
+                title = shown(f"{place:02} {item['true']} taken for {item['answered']}")
                 found[f"mistakes/{title}"] = side_by_side([item["uri"], *item["heat"]])
         return found
 
@@ -448,9 +467,18 @@ def _pictures(run: Finished) -> Pictures:
         return Pictures(_Unreadable(str(error)))
 
 
+def _written(folder: Path) -> list[str]:
+    """The files that an earlier report there lists as its own; nothing else is ever removed."""
+    path = folder / "report.json"
+    try:
+        found = json.loads(path.read_text()).get("files", []) if path.exists() else []
+    except (ValueError, AttributeError):
+        return []
+    known = re.compile(r"(tables/\w+\.csv|figures/\w+\.svg)")
+    return [name for name in found if isinstance(name, str) and known.fullmatch(name)]
+
+
 def _write_csv(path: Path, rows: Sequence[dict]) -> None:
-    if not rows:
-        return
     if path.stem == "per_class":
         per_class.write_csv(path, rows)
         return

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
+SUFFIX = ".pictures"  # tells these event files from those of metrics
+
 
 def write(directory: str | os.PathLike, pictures: Mapping[str, Image.Image], step: int = 0) -> None:
     """Writes pictures to an event file of a folder, in place of an earlier one.
@@ -20,9 +22,9 @@ def write(directory: str | os.PathLike, pictures: Mapping[str, Image.Image], ste
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    for old in Path(directory).glob("events.out.tfevents.*"):
+    for old in Path(directory).glob(f"events.out.tfevents.*{SUFFIX}"):
         old.unlink()
-    writer = EventFileWriter(os.fspath(directory))
+    writer = EventFileWriter(os.fspath(directory), filename_suffix=SUFFIX)
     for tag, picture in pictures.items():
         buffer = io.BytesIO()
         picture.convert("RGB").save(buffer, "PNG")

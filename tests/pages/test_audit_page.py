@@ -138,3 +138,15 @@ def test_what_cannot_be_audited_is_told(audited, tmp_path, capsys):
     (moved / "manifest.json").unlink()
     assert call("audit", moved) == 2
     assert "no manifest.json above" in capsys.readouterr().err
+
+
+def test_an_edited_patch_is_kept(audited, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(audited.parent, folder)
+    patch_file = folder / "audit" / "labels_patch.csv"
+    edited = patch_file.read_text().replace('# "', '"', 1)
+    assert edited != patch_file.read_text()
+    patch_file.write_text(edited)
+    assert call("audit", folder, "--show=3") == 0
+    assert patch_file.read_text() == edited
+    assert len((folder / "audit" / "suggestions.csv").read_text().splitlines()) == 4 + 3

@@ -285,3 +285,21 @@ def test_an_older_report_is_made_again(copy, config, monkeypatch):
 def test_licences_are_stated():
     assert "Apache" in facts.licence("jax")
     assert facts.licence("no such package") == ""
+
+
+def test_files_of_others_in_the_folder_stay(finished, tmp_path):
+    """A second report there removes what the first has written and the second does not."""
+    mine = ["tables/mine.csv", "figures/mine.svg", "events.out.tfevents.mine", "notes.txt"]
+    for name in mine:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    report.make(finished, tmp_path, use_model=False)
+    edit(tmp_path / "report.json", lambda x: x["files"].append("tables/old.csv"))
+    edit(tmp_path / "report.json", lambda x: x["files"].append("../outside.csv"))
+    (tmp_path / "tables" / "old.csv").write_text("of an earlier report")
+    (tmp_path.parent / "outside.csv").write_text("not in the folder")
+    report.make(finished, tmp_path, use_model=False)
+    assert all((tmp_path / name).read_text() == "mine" for name in mine)
+    assert not (tmp_path / "tables" / "old.csv").exists()
+    assert (tmp_path.parent / "outside.csv").exists()
+    assert len(list(tmp_path.glob("events.out.tfevents.*.pictures"))) == 1
