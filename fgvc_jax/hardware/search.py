@@ -8,8 +8,9 @@ CLOSE = 1 / 16  # of the batch: how near to the largest the search stops
 def largest(needed: Callable[[int], float], room: float, unit: int, tried: dict[int, float]) -> int:
     """The largest multiple of `unit` whose need fits into `room`, to within a unit or 1/16; 0 = not one.
 
-    Memory grows almost linearly with the batch, so each try stands where the straight line through the
-    nearest two tries meets the room, and the middle where the line leads nowhere.
+    Memory grows almost linearly with the batch until the compiler, near the limit, computes activations
+    again. So each try stands where the straight line through the nearest two tries meets the room, and in the
+    middle where the line leads nowhere.
 
     Args:
       needed: batch -> bytes; infinite where it only is known to be too much.
