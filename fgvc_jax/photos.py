@@ -38,7 +38,10 @@ def of_phase(phase: Path, split: str = "") -> Photos:
     manifest, images = trained_on(phase)
     images = manifest["splits"].get(split, {}) if split else images
     data = base().data
-    saved = json.loads((run_of(phase) / "config.json").read_text())["data"]
+    path = run_of(phase) / "config.json"
+    if not path.exists():
+        raise UserError(f"{path} does not exist, which says how the run's images are read")
+    saved = json.loads(path.read_text("utf-8", "surrogateescape"))["data"]
     for key in data.keys() & saved.keys():
         data[key] = tuple(saved[key]) if isinstance(saved[key], list) else saved[key]
     data.labels_patch = ""  # the labels are the manifest's, and the patch may be gone

@@ -151,7 +151,7 @@ def test_after_a_refit_it_is_the_refitted_model_of_the_phase_best_on_validation(
 ):
     """Whichever finished last, in the run or in its refit."""
     workdir = tmp_path / "run"
-    shutil.copytree(refitted, workdir)
+    shutil.copytree(refitted, workdir, ignore=shutil.ignore_patterns("model"))
     for name in ("finetune", "control"):
         path = workdir / name / "DONE.json"
         done = json.loads(path.read_text())
@@ -163,7 +163,6 @@ def test_after_a_refit_it_is_the_refitted_model_of_the_phase_best_on_validation(
     again = fgvc_jax.load(workdir)
     assert again.phase == workdir / "refit" / best
     last = fgvc_jax.load(workdir / "refit" / best, which="last").predict(image)
-    again.calibration = {}  # of the model folder, where there is one
     np.testing.assert_array_equal(again.predict(image), last)
     assert not np.array_equal(last, fgvc_jax.load(workdir, best).predict(image))  # other images
     assert fgvc_jax.load(workdir / "refit").phase == again.phase
@@ -206,10 +205,10 @@ def test_a_model_is_read_once(finished, monkeypatch, tmp_path):
     monkeypatch.setattr(
         Checkpoints, "restore_weights", lambda *a: (restored.append(1), restore(*a))[1]
     )
+    monkeypatch.setattr("fgvc_jax.export.timm._try", lambda *_: None)  # which reads it again
     fgvc_jax.load(finished)
-    assert (
-        reads == {"finetune": 1, "control": 1} and not restored
-    )  # the model folder has the arrays
+    assert reads == {"finetune": 1, "control": 1}
+    assert not restored  # the model folder has the arrays
     to_timm(finished, tmp_path / "out")
     assert reads == {"finetune": 2, "control": 2} and len(restored) == 1
 

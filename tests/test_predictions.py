@@ -153,7 +153,8 @@ def test_columns(predict, finished, photos, files, tmp_path):
     probabilities = iter(classifier.predict([r["file"] for r in table if not r["error"]]))
     train = classifier.support
     unit = embedded / np.linalg.norm(embedded, axis=1, keepdims=True)
-    cosines = iter(np.sort(unit @ train.embedding.T, axis=1))
+    lengths = np.linalg.norm(train.embedding, axis=1, keepdims=True)
+    cosines = iter(np.sort(unit @ (train.embedding / lengths).T, axis=1))
     far = classifier.calibration["distance"]["value"]
     for row in table:
         if row["error"]:

@@ -17,7 +17,7 @@ from fgvc_jax.images.batch import plain_views
 from fgvc_jax.inference import Image, of_phase
 from fgvc_jax.model_folder import calibration_of
 from fgvc_jax.train import tree
-from fgvc_jax.trained import Found, find, gives_classes
+from fgvc_jax.trained import Found, find, gives_classes, trained_on
 
 TOLERANCE = 1e-4
 IMAGES = 32  # that a file is tried on
@@ -133,16 +133,21 @@ def expected(model: Model, images: Sequence[Image]) -> dict[str, np.ndarray]:
 
 
 def _of_run(model: Model) -> list[Image]:
-    for split in ("test", "val", ""):
-        try:
+    advice = "Name some real images to try the file on: --images PATH ..."
+    try:
+        manifest, _ = trained_on(model.folder)
+        split = next(s for s in ("test", "val", "train") if manifest["splits"].get(s))
+        files = list(manifest["splits"][split])
+        if manifest["root"] is None:
             found = photos.of_phase(model.folder, split)
-        except UserError as error:
-            raise UserError(
-                f"{error} Name some real images to try the file on: --images PATH ..."
-            ) from None
-        if found.files:
-            return [found.read(found.files[i]) for i in _spread(len(found.files), IMAGES)]
-    raise UserError(f"the run of {model.folder} has no images; name some: --images PATH ...")
+            return [found.read(files[i]) for i in _spread(len(files), IMAGES)]
+    except UserError as error:
+        raise UserError(f"{error}. {advice}") from None
+    files = [os.path.join(manifest["root"], file) for file in files]
+    files = [file for file in files if os.path.exists(file)]
+    if not files:
+        raise UserError(f"none of the run's images is in {manifest['root']} any more. {advice}")
+    return files
 
 
 def _spread(length: int, count: int) -> np.ndarray:

@@ -180,7 +180,7 @@ def test_the_images_it_is_tried_on(run, photos, tmp_path):
     config = base()
     config.data.source = "digits"
     splits = {"val": {f"digits/{i:04d}": 0 for i in range(40)}}
-    path.write_text(json.dumps({"name": "digits", "root": None, "splits": splits}))
+    path.write_text(json.dumps(manifest | {"name": "digits", "root": None, "splits": splits}))
     (tmp_path / "files" / "config.json").write_text(config.to_json_best_effort())
     images = _model.real_images(here)
     assert len(images) == 32 and {image.shape for image in images} == {(8, 8, 3)}
