@@ -28,9 +28,7 @@ def push(folder: str | os.PathLike, repository: str) -> str:
     Raises:
       UserError: the hub cannot be reached or refuses.
     """
-    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     check_name(repository)
     api = HfApi()
@@ -41,9 +39,9 @@ def push(folder: str | os.PathLike, repository: str) -> str:
             folder_path=Path(folder),
             commit_message="Exported by fgvc_jax",
         )
-    except (HfHubHTTPError, LocalTokenNotFoundError, httpx.HTTPError, OSError) as error:
+    except Exception as error:  # also of the client's HTTP library, which changes with its version
         raise UserError(
-            f"--push={repository}: the hub did not take it: {error}. The files are in {folder}. "
-            "Log in with `hf auth login`, or set HF_TOKEN to a token that may write."
+            f"--push={repository}: the hub did not take it: {type(error).__name__}: {error}. The files "
+            f"are in {folder}. Log in with `hf auth login`, or set HF_TOKEN to a token that may write."
         ) from error
     return str(done.commit_url)

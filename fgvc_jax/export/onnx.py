@@ -39,11 +39,6 @@ def to_onnx(
     Raises:
       UserError: also where jax2onnx cannot convert the model, or is not installed.
     """
-    try:
-        import jax2onnx  # noqa: F401
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(f"{INSTALL} ({error})") from None
     out = _model.new_folder(out)
     model = _model.Model(run, which)
     method, size = model.specification.method, model.specification.view.size
@@ -51,6 +46,11 @@ def to_onnx(
         raise UserError(
             f"the method {method!r} cannot become ONNX: {UNFIT[method]}. --format=stablehlo takes it."
         )
+    try:
+        import jax2onnx  # noqa: F401
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(f"{INSTALL} ({error})") from None
     images = _model.real_images(model, images)
     expected = _model.expected(model, images)
     names = list(expected)
