@@ -356,6 +356,7 @@ def test_names_of_the_authors_checkpoint():
     theirs.check_names(ours, original.key, original.UNUSED, model)
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_scores_it(tmp_path):
     """Two experts, four updates a step, with the batch in two parts: the carry has to fit them."""
     config = tiny.pipeline("vit_tiny_patch16_224", depth=1, width=16, heads=1)

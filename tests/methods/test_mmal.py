@@ -362,6 +362,7 @@ def test_any_backbone_takes_it(name):
     assert jax.eval_shape(update, params, images).shape == ()
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_is_scored(tmp_path):
     config = tiny.pipeline("vit_tiny_patch16_224", depth=2, width=16, heads=1)
     config.image.size = config.image.resize = 64

@@ -312,6 +312,7 @@ def test_unknown_words_are_named():
         shaped(taps=("layer5",))
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_is_scored(tmp_path):
     config = tiny.pipeline("vit_tiny_patch16_224", depth=2, width=16, heads=1)
     config.image.size = config.image.resize = 64

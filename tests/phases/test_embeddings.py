@@ -78,7 +78,9 @@ def latest(folder):
     return found["params"]
 
 
-@pytest.mark.parametrize("step", [2, 5, 6])
+@pytest.mark.parametrize(
+    "step", [pytest.param(2, marks=pytest.mark.slow), 5, pytest.param(6, marks=pytest.mark.slow)]
+)
 def test_a_resumed_run_has_the_same_files(whole, step, tmp_path, monkeypatch):
     """Killed before the first checkpoint, in the step that embeds, and after it, where it is done again."""
     update = Progress.update
