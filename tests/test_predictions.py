@@ -176,7 +176,8 @@ def test_columns(predict, finished, photos, files, tmp_path):
         accepted = accept.value is not None and float(row["probability"]) >= accept.value
         assert row["decision"] == ("accept" if accepted else "review")
         assert abs(float(row["distance"]) - (1 - cosine[-1])) < 1e-5
-        assert row["unlike"] == ("yes" if 1 - cosine[-5] > far else "no")
+        if abs(1 - cosine[-5] - far) > 1e-5:  # nearer, the last bits of float32 decide
+            assert row["unlike"] == ("yes" if 1 - cosine[-5] > far else "no")
         assert row["nearest"].startswith(f"{photos}/train/{row['nearest_class']}/")
     assert "accepted from probability" in err and "to review" in err
 

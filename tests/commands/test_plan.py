@@ -76,6 +76,7 @@ def test_this_machine(call):
     assert "bound" not in out.replace("no bound", "")  # nobody knows this CPU
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_with_the_largest_batch_that_does(call, monkeypatch):
     """A toy chip with less memory than the batch needs; the largest batch is tried again by hand."""
     room = 0.8 * measured(32).needed

@@ -421,6 +421,7 @@ def test_two_phases_of_a_cnn_and_a_transformer_from_pretrained_weights(
     assert used.embed(images).shape == (4, 32 + 16)
 
 
+@pytest.mark.slow
 def test_a_fresh_head_keeps_both_nets(tmp_path):
     made = config(**{"all.init.head": "fresh", "all.optimizer.learning_rate": 0.0})
     made.phases = ("finetune", "all")

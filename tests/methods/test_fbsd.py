@@ -363,6 +363,7 @@ def test_names_of_the_authors_checkpoint():
     theirs.check_names(ours, original.key, original.UNUSED, model)
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_scores_it(tmp_path):
     config = tiny.pipeline()
     config.image.size = config.image.resize = 16
