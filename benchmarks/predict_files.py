@@ -29,7 +29,7 @@ from fgvc_jax import model_folder
 from fgvc_jax.files import write_json
 from fgvc_jax.images.view import View
 from fgvc_jax.model import Specification
-from fgvc_jax.model_folder import ModelFolder, Support, unit
+from fgvc_jax.model_folder import ModelFolder, Support
 from fgvc_jax.train import tree
 
 DAMAGED = 12
@@ -63,7 +63,7 @@ def make_model(folder: Path, backbone: str, size: int) -> None:
     arrays = {path: np.asarray(x) for part in arrays.values() for path, x in part.items()}
     rng, width = np.random.default_rng(1), nnx.eval_shape(specification.build).backbone.info.width
     support = Support(
-        unit(rng.normal(size=(6000, width))),
+        rng.normal(size=(6000, width)).astype(np.float32),
         rng.integers(0, CLASSES, 6000),
         np.array([f"train/{number}.jpg" for number in range(6000)]),
     )

@@ -1,7 +1,6 @@
 """The model of a finished run in use: `fgvc_jax.load(RUN).predict(images)`, or `.embed(images)`."""
 
 import itertools
-import json
 import logging
 import os
 from collections import deque
@@ -28,7 +27,7 @@ from fgvc_jax.mining.rerank import CANDIDATES
 from fgvc_jax.model import Specification, comparing, predictor, read_done, restore
 from fgvc_jax.model_folder import Support
 from fgvc_jax.train import tree
-from fgvc_jax.trained import Found, find, gives_classes
+from fgvc_jax.trained import Found, find, gives_classes, trained_on
 
 log = logging.getLogger(__name__)
 
@@ -365,7 +364,7 @@ def of_folder(folder: Path) -> Classifier:
 
 def _images_root(phase: Path) -> str:
     """The folder of the images that a phase was trained on; '' where they are no files."""
-    for folder in phase.parents[:3]:  # over its refit and its seed to the run
-        if (path := folder / "manifest.json").exists():
-            return json.loads(path.read_text("utf-8", "surrogateescape"))["root"] or ""
-    return ""
+    try:
+        return trained_on(phase)[0]["root"] or ""
+    except UserError:  # a phase that was copied out of its run
+        return ""

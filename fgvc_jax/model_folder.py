@@ -171,13 +171,6 @@ def _support(path: Path) -> Support | None:
     return Support(embedding.astype(np.float32), label, file)
 
 
-def unit(x: np.ndarray) -> np.ndarray:
-    """Rows of length 1, float32; a zero row stays 0."""
-    x = np.asarray(x, np.float64)
-    length = np.linalg.norm(x, axis=-1, keepdims=True)
-    return (x / np.where(length > 0, length, 1)).astype(np.float32)
-
-
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8", "surrogateescape"))

@@ -13,7 +13,7 @@ import numpy as np
 from fgvc_jax.errors import UserError
 from fgvc_jax.inference import Classifier, Image
 from fgvc_jax.metrics.calibration import Threshold, threshold
-from fgvc_jax.model_folder import unit
+from fgvc_jax.ops.knn import prepare
 
 PRECISION = 0.95  # wanted of the accepted answers, where the user names none
 
@@ -109,11 +109,11 @@ class Search:
         found = classifier.calibration.get("distance", {"neighbour": 1, "value": None})
         self.neighbour, self.far = found["neighbour"], found["value"]
         self.index = faiss.IndexFlatIP(self.support.embedding.shape[1])
-        self.index.add(unit(self.support.embedding))
+        self.index.add(prepare(self.support.embedding, "cosine", "gallery"))
 
     def __call__(self, embeddings: np.ndarray) -> list[dict[str, Any]]:
         """The fields of `Prediction` for embeddings float32 [N, D]."""
-        cosines, index = self.index.search(unit(embeddings), self.neighbour)
+        cosines, index = self.index.search(prepare(embeddings, "cosine", "query"), self.neighbour)
         rows = []
         for near, i in zip(cosines, index[:, 0], strict=True):
             name = str(self.support.file[i])

@@ -1,19 +1,17 @@
 """The images whose labels look wrong, as one HTML file that needs no other."""
 
-import base64
 import hashlib
-import io
 import json
 import os
 
 import jinja2
 import numpy as np
-from PIL import Image
 
 from fgvc_jax import files
 from fgvc_jax.audit.score import Scores, nearest_of_class
 from fgvc_jax.data.doctor.findings import shown
 from fgvc_jax.data.patch import DROP
+from fgvc_jax.data.thumbnails import thumbnail
 from fgvc_jax.photos import Photos
 
 LARGE, SMALL = 224, 108  # longer side of a photo and of those beside it, pixels
@@ -85,17 +83,6 @@ def write(
         digest=_digest(photos),
     )
     files.write_text(path, page)
-
-
-def thumbnail(pixels: np.ndarray, side: int) -> str:
-    """A data URI; the pixels of tiny pictures stay visible."""
-    image = Image.fromarray(pixels)
-    scale = side / max(image.size)
-    size = tuple(max(1, round(length * scale)) for length in image.size)
-    sampling = Image.Resampling.LANCZOS if scale < 2 else Image.Resampling.NEAREST
-    out = io.BytesIO()
-    image.resize(size, sampling).save(out, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 def _digest(photos: Photos) -> str:

@@ -13,6 +13,7 @@ from fgvc_jax.files import write_json
 from fgvc_jax.metrics import classification as metrics
 from fgvc_jax.metrics.knn import knn_accuracy
 from fgvc_jax.mining import rerank as reranking
+from fgvc_jax.model import comparing
 from fgvc_jax.report import per_class
 from fgvc_jax.train import tree
 from fgvc_jax.train.checkpoint import METRIC
@@ -88,8 +89,7 @@ def _rerank(scorer: Scorer, scores: dict[str, np.ndarray]) -> dict[str, np.ndarr
     """By split, the classifier's scores weighed by the comparator's; gallery and neighbours are its own."""
     section, data = scorer.section, scorer.data
     _, module, weights = scorer.models.trained(section.rerank, "best")
-    static, _, _ = tree.split(module)
-    same = jax.jit(lambda weights, q, n: tree.merge(static, **weights).same(q, n))
+    same = comparing(tree.split(module)[0])
     gallery = scorer.outputs(module, weights, "train")["embedding"]
     result = {}
     for split, classifier in scores.items():

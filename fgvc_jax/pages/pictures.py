@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
+from fgvc_jax.data.thumbnails import thumbnail
 from fgvc_jax.errors import UserError
 
 SIDE = 168  # longer side, pixels: shown at 112 or less, so that they are sharp on fine screens
@@ -44,13 +45,7 @@ class Pictures:
 
 def uri(pixels: np.ndarray) -> str:
     """uint8 [H, W, 3] -> a data URI; the pixels of tiny pictures stay visible."""
-    image = Image.fromarray(pixels)
-    scale = SIDE / max(image.size)
-    sampling = Image.Resampling.LANCZOS if scale < 2 else Image.Resampling.NEAREST
-    out = io.BytesIO()
-    size = tuple(max(1, round(side * scale)) for side in image.size)
-    image.resize(size, sampling).save(out, "JPEG", quality=78)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+    return thumbnail(pixels, SIDE, quality=78)
 
 
 def side_by_side(uris: Sequence[str]) -> Image.Image:

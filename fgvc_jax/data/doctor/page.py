@@ -1,17 +1,15 @@
 """The findings as one HTML file that needs no other."""
 
-import base64
 import html
-import io
 import os
 
 import numpy as np
-from PIL import Image
 
 from fgvc_jax import files
 from fgvc_jax.data.doctor.findings import Case, Finding, Findings, shown
 from fgvc_jax.data.doctor.report import verdict
 from fgvc_jax.data.manifest import Manifest
+from fgvc_jax.data.thumbnails import thumbnail
 from fgvc_jax.errors import UserError
 
 THUMB = 160  # longer side of a picture, pixels
@@ -89,22 +87,11 @@ def _case(case: Case, manifest: Manifest) -> str:
 
 def _figure(file: str, place: str, manifest: Manifest) -> str:
     try:
-        source = f'<img alt="" src="{_thumbnail(manifest.read(file))}">'
+        source = f'<img alt="" src="{thumbnail(manifest.read(file), THUMB)}">'
     except UserError:  # the remark says why
         source = ""
     name, place = html.escape(shown(file)), html.escape(shown(place))
     return f"<figure>{source}<figcaption>{place}<br>{name}</figcaption></figure>"
-
-
-def _thumbnail(pixels: np.ndarray) -> str:
-    """A data URI; the pixels of tiny pictures stay visible."""
-    image = Image.fromarray(pixels)
-    scale = THUMB / max(image.size)
-    size = tuple(max(1, round(side * scale)) for side in image.size)
-    sampling = Image.Resampling.LANCZOS if scale < 2 else Image.Resampling.NEAREST
-    out = io.BytesIO()
-    image.resize(size, sampling).save(out, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 def _table(findings: Findings, splits: list[str]) -> str:
