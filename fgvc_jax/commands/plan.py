@@ -9,22 +9,16 @@ from pathlib import Path
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from fgvc_jax.commands.train import parse, with_arguments
+from fgvc_jax.commands.train import config_of
 from fgvc_jax.errors import UserError
 
 
 def main() -> None:
     values = _flags()
-    rest, arguments = parse(values)
-    if values.help:
-        print(f"usage: {__doc__}", values.get_help(), sep="\n")
-        return
-    if rest:
-        raise UserError(f"unexpected argument {rest[0]!r}. A flag is written --name=value.")
-    if values.config is None:
-        raise UserError("no config: pass --config=configs/cub_finer.py, for instance.")
     logging.set_verbosity(logging.ERROR)  # the libraries' own remarks
-    config = with_arguments(values.config, arguments)
+    config = config_of(values, __doc__, "configs/cub_finer.py")
+    if config is None:
+        return
     if values.dtype:
         config.model.dtype = values.dtype
     _plan(config, values)

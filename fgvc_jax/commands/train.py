@@ -43,15 +43,9 @@ def main() -> None:
     )
     flags.DEFINE_bool("help", False, "Print this.", short_name="h", flag_values=values)
 
-    rest, arguments = parse(values)
-    if values.help:
-        print(f"usage: {__doc__}", values.get_help(), sep="\n")
+    config = config_of(values, __doc__, "configs/quickstart.py")
+    if config is None:
         return
-    if rest:
-        raise UserError(f"unexpected argument {rest[0]!r}. A flag is written --name=value.")
-    if values.config is None:
-        raise UserError("no config: pass --config=configs/quickstart.py, for instance.")
-    config = with_arguments(values.config, arguments)
     if values.print_config:
         print(as_json(config))
         return
@@ -68,7 +62,24 @@ def main() -> None:
     run(config, values.workdir, dry_run=values.dry_run, reuse=values.reuse, command=command)
 
 
-def parse(values: flags.FlagValues) -> tuple[list[str], dict[str, str]]:
+def config_of(values: flags.FlagValues, usage: str, example: str) -> ConfigDict | None:
+    """The config of the command line; None where help was asked for, which is printed.
+
+    Raises:
+      UserError: an argument that is no flag; no config, `example` being one.
+    """
+    rest, arguments = _parse(values)
+    if values.help:
+        print(f"usage: {usage}", values.get_help(), sep="\n")
+        return None
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}. A flag is written --name=value.")
+    if values.config is None:
+        raise UserError(f"no config: pass --config={example}, for instance.")
+    return _with_arguments(values.config, arguments)
+
+
+def _parse(values: flags.FlagValues) -> tuple[list[str], dict[str, str]]:
     """What is neither a flag nor an argument of a backbone or method; these arguments, by key.
 
     A key that names another backbone or method, such as 'finetune.method', is among them: the arguments that
@@ -111,7 +122,7 @@ def parse(values: flags.FlagValues) -> tuple[list[str], dict[str, str]]:
         sys.argv = typed
 
 
-def with_arguments(config: ConfigDict, given: dict[str, str]) -> ConfigDict:
+def _with_arguments(config: ConfigDict, given: dict[str, str]) -> ConfigDict:
     """The config with all arguments of its backbone and methods, set where the command line sets them."""
     from fgvc_jax import methods
     from fgvc_jax.phases import complete, sections
