@@ -1,18 +1,24 @@
 """The devices as a mesh, and where each array lies on it."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from fgvc_jax.errors import UserError
 
 AXES = ("data", "fsdp")
 BATCH = P(AXES)  # the batch axis is split over all devices of the mesh
+SMALLEST = (
+    2**16
+)  # elements of a kernel that is worth splitting: smaller ones cost more to gather than to keep
 
 
 def make(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -33,18 +39,66 @@ def make(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """A sharding for each array: its largest axis that divides evenly is split over 'fsdp', if any."""
-    parts = mesh.shape["fsdp"]
+    """Where each array of a state lies: kernels are split over 'fsdp', all else is on every device.
 
-    def one(leaf) -> NamedSharding:
-        axes = [a for a in np.argsort(leaf.shape)[::-1] if leaf.shape[a] % parts == 0]
-        if (
-            parts == 1 or not axes or leaf.size < 2**16
-        ):  # small ones cost more to gather than to keep
-            return NamedSharding(mesh, P())
-        return NamedSharding(mesh, P(*("fsdp" if a == axes[0] else None for a in range(leaf.ndim))))
+    A kernel is an array at a path that ends in 'kernel', of the parameters, their moving average or the
+    optimizer's state. It is split along its largest axis that divides evenly, if it has `SMALLEST` elements.
+    """
 
-    return jax.tree.map(one, tree)
+    def one(path, leaf) -> NamedSharding:
+        name = str(getattr(path[-1], "key", "")) if path else ""
+        return NamedSharding(mesh, _split(name, leaf.shape, mesh.shape["fsdp"]))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _split(path: str, shape: tuple[int, ...], parts: int) -> P:
+    axes = [a for a in np.argsort(shape, kind="stable")[::-1] if shape[a] % parts == 0]
+    is_kernel = path.rpartition("/")[2] == "kernel" and np.prod(shape) >= SMALLEST
+    if parts == 1 or not axes or not is_kernel:
+        return P()
+    return P(*("fsdp" if a == axes[0] else None for a in range(len(shape))))
+
+
+def gathered(
+    params: dict[str, jax.Array], mesh: Mesh, dtype: DTypeLike | None
+) -> dict[str, jax.Array]:
+    """The parameters as a forward pass uses them: kernels that are split are cast to `dtype`, then gathered.
+
+    Their gradients fall back onto the parts, in the parameters' dtype. Left to itself the partitioner splits
+    the products instead, which moves and holds more than parameters that are not split at all.
+
+    Args:
+      params: by path.
+      dtype: of the computation, in which layers use their kernels; None = the parameters' own.
+    """
+
+    def one(path: str, x: jax.Array) -> jax.Array:
+        parts = _split(path, x.shape, mesh.shape["fsdp"])
+        return (
+            x
+            if parts == P()
+            else _gather(x, NamedSharding(mesh, parts), jnp.dtype(dtype or x.dtype))
+        )
+
+    return {path: one(path, x) for path, x in params.items()}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x: jax.Array, place: NamedSharding, dtype: jnp.dtype) -> jax.Array:
+    part = jax.lax.with_sharding_constraint(x.astype(dtype), place)
+    return jax.lax.with_sharding_constraint(part, NamedSharding(place.mesh, P()))
+
+
+def _gather_forward(x, place, dtype):
+    return _gather(x, place, dtype), jnp.zeros((), x.dtype)  # the residual says the dtype alone
+
+
+def _gather_backward(place, dtype, like, gradient):
+    return (jax.lax.with_sharding_constraint(gradient, place).astype(like.dtype),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def abstract(tree: Any, mesh: Mesh) -> Any:

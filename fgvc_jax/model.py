@@ -162,14 +162,14 @@ def predictor(
     """
     if tta:
         views = functools.partial(placed_views, view=view, dtype=dtype)
-        return predict_views_step(static, mesh, views, places(tta))
+        return predict_views_step(static, mesh, views, places(tta), dtype)
 
     def preprocess(keys, pixels, sizes):
         if random:
             return random_views(keys, pixels, sizes, view, dtype)
         return plain_views(pixels, sizes, view, dtype)
 
-    return predict_step(static, mesh, preprocess)
+    return predict_step(static, mesh, preprocess, dtype)
 
 
 @functools.cache

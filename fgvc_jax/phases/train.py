@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from fgvc_jax import evaluators, lengths, methods
 from fgvc_jax import mesh as meshes
 from fgvc_jax.context.data import Data
-from fgvc_jax.context.models import Models
+from fgvc_jax.context.models import Models, dtype_of
 from fgvc_jax.context.run import Run
 from fgvc_jax.data import feed
 from fgvc_jax.errors import UserError
@@ -312,6 +312,7 @@ class Phase(Base):
             mesh=models.mesh,
             gather=functools.partial(feed.gather, mesh=models.mesh),
             preprocess=models.preprocess(),
+            dtype=dtype_of(models.config),
         )
         return module, program, recipe
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
 
 from fgvc_jax import mesh as meshes
 from fgvc_jax.train import step as steps
@@ -40,14 +41,20 @@ class Program(NamedTuple):
 
 
 def build(
-    module: nnx.Module, recipe: Recipe, *, mesh: Mesh, gather: Callable, preprocess: Callable
+    module: nnx.Module,
+    recipe: Recipe,
+    *,
+    mesh: Mesh,
+    gather: Callable,
+    preprocess: Callable,
+    dtype: DTypeLike | None = None,
 ) -> Program:
     """The program of a module, which may hold shapes alone (`nnx.eval_shape`) and is put into train mode.
 
     Args:
       module: in eval mode.
       mesh: the devices, which need not be there (a TPU topology).
-      gather, preprocess: see `steps.train_step`.
+      gather, preprocess, dtype: see `steps.train_step`.
     """
     eval_static, params, batch_stats = tree.split(module)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (params, batch_stats))
@@ -55,7 +62,9 @@ def build(
     module.train()
     if recipe.fix_batch_norm:
         steps.fix_batch_norm(module, recipe.freeze)
-    step = steps.train_step(module, state, recipe, mesh=mesh, gather=gather, preprocess=preprocess)
+    step = steps.train_step(
+        module, state, recipe, mesh=mesh, gather=gather, preprocess=preprocess, dtype=dtype
+    )
     return Program(meshes.abstract(state, mesh), step, eval_static)
 
 

@@ -16,6 +16,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
 
 from fgvc_jax import mesh as meshes
 from fgvc_jax.errors import UserError
@@ -104,6 +105,7 @@ def train_step(
     mesh: Mesh,
     gather: Callable,
     preprocess: Callable,
+    dtype: DTypeLike | None = None,
 ) -> Callable:
     """The jitted step: (state, resident, batch, seed) -> (state, metrics), the state donated.
 
@@ -115,6 +117,8 @@ def train_step(
       gather: (resident, batch) -> (pixels, sizes) of the batch's images, such as `fgvc_jax.data.feed.gather`.
       preprocess: (keys [B], pixels, sizes) -> images [B, ...], such as
         `fgvc_jax.images.batch.random_views`.
+      dtype: of the computation, to which kernels that are split over devices are cast before they are
+        gathered; None = they are gathered as they are kept.
     """
     static, _, _ = tree.split(module)
     spread = NamedSharding(mesh, meshes.BATCH)
@@ -130,7 +134,8 @@ def train_step(
             progress = step / recipe.total_steps
 
             def loss(trainable, inputs):
-                merged = tree.merge(static, frozen | trainable, batch_stats)
+                whole = meshes.gathered(frozen | trainable, mesh, dtype)
+                merged = tree.merge(static, whole, batch_stats)
                 context = Context(key, inputs["keys"], step, epoch, progress)
                 update = merged.updates[number]
                 value, carry, metrics = update(inputs["batch"], inputs["carry"], context)
@@ -216,7 +221,7 @@ def _check_output(loss, carry, metrics, examples: int, method: type, number: int
 
 
 def predict_step(
-    static: tree.Static, mesh: Mesh, preprocess: Callable
+    static: tree.Static, mesh: Mesh, preprocess: Callable, dtype: DTypeLike | None = None
 ) -> Callable[..., dict[str, jax.Array]]:
     """The jitted forward pass: (params, batch_stats, pixels, sizes, seed, number) -> module.predict's arrays.
 
@@ -226,19 +231,25 @@ def predict_step(
       static: of a module in eval mode; its `predict(images)` returns a dictionary of arrays [B, ...].
       preprocess: (keys [B], pixels, sizes) -> images; the keys are drawn from seed, number of the batch
         and position.
+      dtype: of the computation, as for `train_step`.
     """
     spread = NamedSharding(mesh, meshes.BATCH)
 
     def predict(params, batch_stats, pixels, sizes, seed, number):
         images = preprocess(example_keys(seed, number, 0, pixels.shape[0]), pixels, sizes)
         images = jax.lax.with_sharding_constraint(images, spread)
-        return tree.merge(static, params, batch_stats).predict(images)
+        whole = meshes.gathered(params, mesh, dtype)
+        return tree.merge(static, whole, batch_stats).predict(images)
 
     return jax.jit(predict, out_shardings=NamedSharding(mesh, P()))
 
 
 def predict_views_step(
-    static: tree.Static, mesh: Mesh, preprocess: Callable, places: jax.Array
+    static: tree.Static,
+    mesh: Mesh,
+    preprocess: Callable,
+    places: jax.Array,
+    dtype: DTypeLike | None = None,
 ) -> Callable[..., dict[str, jax.Array]]:
     """As `predict_step`, of several views one after the other: outputs [V, B, ...]; nothing is drawn.
 
@@ -250,11 +261,12 @@ def predict_views_step(
 
     def predict(params, batch_stats, pixels, sizes, seed, number):
         del seed, number
+        whole = meshes.gathered(params, mesh, dtype)
 
         def one(place):
             images = preprocess(pixels, sizes, place)
             images = jax.lax.with_sharding_constraint(images, spread)
-            return tree.merge(static, params, batch_stats).predict(images)
+            return tree.merge(static, whole, batch_stats).predict(images)
 
         return jax.lax.map(one, places)  # one program for all views, one view in memory
 
