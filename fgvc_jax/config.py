@@ -20,6 +20,7 @@ PLACEMENT = (
     "phases",
     "seeds",
     "log",
+    "checkpoint_every",
     "tracking",
     "devices",
     "model.remat",
@@ -125,6 +126,10 @@ def base() -> ConfigDict:
     config.init.run = ""
     # A checkpoint of the authors of the phases' method, as of MMAL-Net; in place of config.model.pretrained.
     config.init.file = ""
+
+    # How much time a killed training loses at most; it also saves with every validation. '' = only then. With
+    # several processes it is looked at with every line of the log.
+    config.checkpoint_every = "10 min"
 
     config.devices = ConfigDict()
     config.devices.fsdp = 1  # over how many devices each parameter is split

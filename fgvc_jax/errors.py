@@ -1,8 +1,10 @@
 """The one exception that means "the user can mend this", and checks of single values that raise it."""
 
+import contextlib
 import difflib
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -41,3 +43,30 @@ def check_patterns(patterns: Iterable[str], where: str) -> None:
             re.compile(pattern)
         except re.error as error:
             raise UserError(f"{where}: {pattern!r} is not a regular expression: {error}.") from None
+
+
+_DISK = ("No space left on device", "Disk quota exceeded", "Read-only file system")
+
+
+@contextlib.contextmanager
+def disk_explained(folder: str | os.PathLike) -> Iterator[None]:
+    """Turns what a full or read-only disk makes anything raise into a UserError.
+
+    Args:
+      folder: in which the block writes.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        Exception
+    ) as error:  # orbax and tensorstore raise a ValueError with the system's words in it
+        said = next((words for words in _DISK if words in str(error)), "")
+        if not said:
+            raise
+        line = next(line for line in str(error).splitlines() if said in line)
+        raise UserError(
+            f"{said}, while files were written in {folder} ({line.strip()[:300]}). What was saved before is "
+            "intact: make room, or make the disk writable, and the same command goes on."
+        ) from error

@@ -9,6 +9,7 @@ from fgvc_jax.errors import UserError
 _TERM = re.compile(r"^(?:([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([kM]?)\s*)?(?:x\s+)?([A-Za-z_%][\w]*)$")
 _FACTOR = {"": 1, "k": 1_000, "M": 1_000_000}
 UNITS = ("steps", "epochs", "images", "%")  # all other units name an earlier phase
+_SECONDS = {"s": 1, "sec": 1, "min": 60, "h": 3600}
 HELP = (
     "a length is a number with a unit, such as '12 epochs', '300 steps', '1.5M images', '5 %' "
     "(of the phase), or as many images as an earlier training phase used: '2 x finetune', "
@@ -68,3 +69,19 @@ def steps(
             )
     # A whisker off, so that '3 epochs' of exactly n steps is not rounded up by a float error.
     return math.ceil(images / images_per_step - 1e-9)
+
+
+def seconds(text: str, where: str) -> float:
+    """A time such as '90 s', '10 min' or '1.5 h' in seconds; '' is infinite.
+
+    Raises:
+      UserError: another text, or no time at all.
+    """
+    if not str(text).strip():
+        return math.inf
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*([a-z]+)", str(text).strip())
+    if not match or match[2] not in _SECONDS or not float(match[1]):
+        raise UserError(
+            f"{where} = {text!r} is not a time: a number with s, min or h, such as '10 min', or '' for never."
+        )
+    return float(match[1]) * _SECONDS[match[2]]

@@ -22,7 +22,7 @@ from fgvc_jax.context.models import Models, view_of
 from fgvc_jax.context.run import Run
 from fgvc_jax.data import doctor, load
 from fgvc_jax.data import manifest as manifests
-from fgvc_jax.errors import UserError
+from fgvc_jax.errors import UserError, disk_explained
 from fgvc_jax.export import model_folder
 from fgvc_jax.images import protocols
 from fgvc_jax.images.view import View
@@ -98,7 +98,7 @@ def run(
     if config.init.run and not dry_run:
         transfer.check_images(config.init.run, manifest)
     results: dict[str, dict[str, Result]] = {}
-    with workdir.locked(folder, main), Stop() as stop:
+    with workdir.locked(folder, main), disk_explained(folder), Stop() as stop:
         findings = doctor.judge(
             manifest,
             look.facts,

@@ -4,7 +4,6 @@ The same as `python launch.py`.
 """
 
 import ast
-import os
 import re
 import shlex
 import sys
@@ -37,9 +36,15 @@ def main() -> None:
     flags.DEFINE_bool(
         "distributed",
         False,
-        "Start jax.distributed: by itself on TPU pods and Slurm; elsewhere with JAX_COORDINATOR_ADDRESS, "
-        "JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
+        "Join other processes: by itself on TPU pods, Slurm, Kubernetes and Open MPI; elsewhere with the "
+        "next three flags, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
         flag_values=values,
+    )
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of the first process.", flag_values=values)
+    flags.DEFINE_integer("processes", None, "How many there are.", flag_values=values)
+    flags.DEFINE_integer("process", None, "Which one this is, from 0.", flag_values=values)
+    flags.DEFINE_list(
+        "local_devices", [], "Of this host, those of this process, as 0,1.", flag_values=values
     )
     flags.DEFINE_bool("help", False, "Print this.", short_name="h", flag_values=values)
 
@@ -51,15 +56,21 @@ def main() -> None:
         return
     if not values.workdir:
         raise UserError("no workdir: pass --workdir=runs/NAME, the folder for this run's files.")
-    if values.distributed:
-        _start_distributed()
+    from fgvc_jax import processes
+
+    if values.distributed or values.coordinator:
+        local = _numbers(values.local_devices, "--local_devices")
+        processes.start(values.coordinator, values.processes, values.process, local)
+    elif values.processes is not None or values.process is not None or values.local_devices:
+        raise UserError("--processes, --process and --local_devices go with --distributed.")
     from fgvc_jax.run import run
     from fgvc_jax.tracking.logs import to_stdout
 
     logging.set_verbosity(logging.ERROR)  # the libraries' own remarks
     to_stdout()
     command = shlex.join(["fgvc", "train", *sys.argv[1:]])
-    run(config, values.workdir, dry_run=values.dry_run, reuse=values.reuse, command=command)
+    with processes.together():
+        run(config, values.workdir, dry_run=values.dry_run, reuse=values.reuse, command=command)
 
 
 def config_of(values: flags.FlagValues, usage: str, example: str) -> ConfigDict | None:
@@ -149,14 +160,7 @@ def _with_arguments(config: ConfigDict, given: dict[str, str]) -> ConfigDict:
     return complete(config)
 
 
-def _start_distributed() -> None:
-    import jax
-
-    environment = os.environ
-    if "JAX_COORDINATOR_ADDRESS" in environment:
-        jax.distributed.initialize(
-            num_processes=int(environment["JAX_NUM_PROCESSES"]),
-            process_id=int(environment["JAX_PROCESS_ID"]),
-        )
-    else:
-        jax.distributed.initialize()
+def _numbers(words: list[str], where: str) -> tuple[int, ...]:
+    if not all(word.isdigit() for word in words):
+        raise UserError(f"{where}={','.join(words)}: give numbers from 0, as 0,1.")
+    return tuple(map(int, words))

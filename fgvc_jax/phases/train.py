@@ -36,6 +36,7 @@ from fgvc_jax.tracking.writers import Writer
 from fgvc_jax.train import loop, plateau, tree
 from fgvc_jax.train.build import Program, batch_of, build, new_state
 from fgvc_jax.train.checkpoint import Checkpoints
+from fgvc_jax.train.clock import Clock
 from fgvc_jax.train.loop import Milestones, Tracker
 from fgvc_jax.train.memory import Estimate, explained
 from fgvc_jax.train.predict import predict_all
@@ -85,6 +86,7 @@ class Phase(Base):
     def check(self) -> None:
         section, where = self.section, f"config.{self.name}"
         training.check(section, where)
+        self._seconds_to_checkpoint()
         wants_pairs = self.method.trains_on == "pairs"
         if bool(section.pairs) != wants_pairs:
             wants = "name a mining phase" if wants_pairs else "be empty"
@@ -272,6 +274,7 @@ class Phase(Base):
                         tracker=Tracker(progress, seconds, writer),
                         stop=run.stop,
                         patience=training.patience(section),
+                        clock=Clock(self._seconds_to_checkpoint()),
                     )
             last = int(state["step"])
         finally:
@@ -325,10 +328,10 @@ class Phase(Base):
         models: Models,
     ) -> State:
         """The state of the latest checkpoint; where there is none, the one that the phase starts from."""
-        latest = checkpoints.latest()
-        if latest:
+        latest, state = checkpoints.restore_latest(program.state)
+        if state is not None:
             log.info("  %s goes on from step %s of %s", self.name, latest, recipe.total_steps)
-            return checkpoints.restore(latest, program.state)
+            return state
         weights = starts.weights(
             self.section,
             models.specify(self.section),
@@ -417,6 +420,9 @@ class Phase(Base):
                     np.savez(file, **arrays)
 
         return embed
+
+    def _seconds_to_checkpoint(self) -> float:
+        return lengths.seconds(self.config.checkpoint_every, "config.checkpoint_every")
 
     def _key(self, key: str) -> str:
         return f"config.{self.name}.{key}"

@@ -1,13 +1,19 @@
-"""Checkpoints of a phase: the latest and the best by validation, written in the background by orbax."""
+"""Checkpoints of a phase: the two latest and the best by validation, written in the background by orbax."""
 
+import json
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from fgvc_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 METRIC = "selection"  # the validation metric, turned so that higher is better
 
@@ -23,12 +29,15 @@ class Checkpoints:
 
         # Either policy alone loses one of the two: BestN without the latest, LatestN without the best.
         policies = [
-            keep.LatestN(1),
+            keep.LatestN(2),  # the one before, for when the latest cannot be read
             keep.BestN(get_metric_fn=metric, n=1, keep_checkpoints_without_metrics=False),
         ]
         if keep_every:
             policies.append(keep.EveryNSteps(keep_every))
         self.directory = Path(directory).resolve()
+        if jax.process_index() == 0:
+            self._check_scores()
+        _wait_for_all(f"opened {self.directory}")
         self.manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -77,6 +86,58 @@ class Checkpoints:
             return {"ema": items["weights"], **items["training"]}
         return {**items["weights"], **items["training"]}
 
+    def restore_latest(
+        self, like: dict[str, Any]
+    ) -> tuple[int, dict[str, Any]] | tuple[None, None]:
+        """(step, state) of the latest checkpoint that can be read; (None, None) where there is none at all.
+
+        Later ones that cannot be read are moved beside the folder of checkpoints, which is said.
+
+        Raises:
+          UserError: there are some, and none can be read.
+        """
+        unreadable: dict[int, str] = {}
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            try:
+                state = self.restore(step, like)
+            except Exception as error:  # orbax raises many kinds
+                said = str(error).strip().splitlines() or [type(error).__name__]
+                unreadable[step] = said[0][:300]
+                continue
+            if unreadable:
+                if jax.process_index() == 0:
+                    for later, why in unreadable.items():
+                        self._move_aside(later, why)
+                _wait_for_all(f"moved aside {list(unreadable)}")
+                self.manager.reload()
+            return step, state
+        if not unreadable:
+            return None, None
+        step, why = next(iter(unreadable.items()))
+        raise UserError(
+            f"no checkpoint in {self.directory} can be read; of step {step}: {why}\nIf another version of "
+            "fgvc_jax wrote it, go back to that one. To train the phase anew, remove "
+            f"{self.directory.parent}."
+        )
+
+    def _check_scores(self) -> None:
+        """Moves aside what orbax could not even list: a checkpoint whose scores are no JSON."""
+        for file in sorted(self.directory.glob("[0-9]*/metrics/metrics")):
+            try:
+                json.loads(file.read_text())
+            except ValueError as error:
+                self._move_aside(int(file.parents[1].name), str(error))
+
+    def _move_aside(self, step: int, why: str) -> None:
+        aside = self.directory.parent / f"unreadable_{step}"
+        shutil.rmtree(aside, ignore_errors=True)  # of the same step, as unreadable
+        (self.directory / str(step)).rename(aside)
+        log.warning(
+            "warning: the checkpoint of step %s cannot be read (%s); it was moved to %s, and training goes "
+            "on from the one before.",
+            *(step, why, aside),
+        )
+
     def restore_weights(self, step: int, like: dict[str, Any]) -> dict[str, Any]:
         """{'params', 'batch_stats'} alone; `like` holds jax.ShapeDtypeStruct with shardings."""
         args = ocp.args.Composite(weights=ocp.args.StandardRestore(like))
@@ -86,6 +147,11 @@ class Checkpoints:
         """Waits for the writing."""
         self.manager.wait_until_finished()
         self.manager.close()
+
+
+def _wait_for_all(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def _parts(state: dict[str, Any]) -> tuple[dict, dict]:

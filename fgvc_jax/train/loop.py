@@ -15,8 +15,10 @@ from fgvc_jax.errors import UserError
 from fgvc_jax.tracking.progress import Progress
 from fgvc_jax.tracking.timers import Seconds
 from fgvc_jax.tracking.writers import Writer
+from fgvc_jax.train import clock as clocks
 from fgvc_jax.train import plateau
 from fgvc_jax.train.checkpoint import METRIC, Checkpoints
+from fgvc_jax.train.clock import Clock
 from fgvc_jax.train.plateau import NEVER, Patience
 from fgvc_jax.train.step import State
 from fgvc_jax.train.stop import Interrupted, Stop
@@ -61,6 +63,7 @@ def fit(
     tracker: Tracker,
     stop: Stop,
     patience: Patience = NEVER,
+    clock: Clock = clocks.NEVER,
     embed: Callable[[int, State], None] = lambda step, state: None,
 ) -> State:
     """Trains to the last milestone, or to an early stop, and returns the last state.
@@ -68,6 +71,7 @@ def fit(
     Args:
       state: at `milestones.first`; its buffers are given away.
       step_function: (state, batch) -> (state, metrics).
+      clock: when a checkpoint is due by wall time, besides those of the milestones.
       evaluate: state -> metrics of validation with the key 'selection', or None where there is none.
       embed: (steps done, state) -> None. It comes before the checkpoint of its step, so that no resumed run
         lacks what it writes.
@@ -123,11 +127,13 @@ def fit(
         evaluating = number % eval_every == 0 or number == total_steps
         # Looked at once: a later signal waits for the next step.
         stopping = bool(stop.requested) or checkpoints.preempted(number)
+        logging = number % log_every == 0
         saving = evaluating or stopping or (keep_every and number % keep_every == 0)
+        saving = saving or clock.due(together=logging)
         if saving:
             with seconds.measure("steps"):
                 read()
-        if number % log_every == 0 or evaluating or stopping:
+        if logging or evaluating or stopping:
             log()
         if number in embed_at:
             with seconds.measure("evaluate"):
@@ -147,6 +153,7 @@ def fit(
         if saving:
             with seconds.measure("save"):
                 checkpoints.save(number, state, scores if evaluating else None)
+            clock.restart()
         if evaluating and plateau.is_over(state["plateau"], patience):
             progress.write(
                 f"  stopped early at step {number}: no better in {patience.stop} evaluations"

@@ -1,33 +1,53 @@
-"""One of several processes of a tiny run on this machine.
+"""One of several processes of a tiny run on this machine, as the command line starts it.
 
-python process.py WORKDIR PORT PROCESSES NUMBER
+python process.py WORKDIR PORT PROCESSES NUMBER [FAULT@PLACE]
+
+FAULT: 'raise' an error, or 'hang' until it is killed. PLACE: 'data', before anything is compiled, or
+'validation', the second one, so after a checkpoint. $TINY_OPTIONS, a JSON object: batch, phases, dtype,
+devices (of each process), gone (seconds, see fgvc_jax.processes.GONE).
 """
 
-import logging
+import json
 import os
 import sys
+import time
 from pathlib import Path
 
-workdir, port, processes, number = sys.argv[1], *map(int, sys.argv[2:])
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+workdir, port, count, number = sys.argv[1:5]
+fault, _, place = sys.argv[5].partition("@") if len(sys.argv) > 5 else ("", "", "")
+options = json.loads(os.environ.get("TINY_OPTIONS", "{}"))
+devices = options.get("devices", 1)
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+os.environ["JAX_ENABLE_X64"] = "1" if options.get("dtype") == "float64" else "0"
+tests = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(tests))
 
-import jax
+from fgvc_jax import cli, evaluators, processes
+from fgvc_jax.data import doctor
 
-jax.distributed.initialize(f"127.0.0.1:{port}", processes, number)
-import tiny
+classify, validations = evaluators.get("classify"), []
+validate = classify.validate
 
-from fgvc_jax.errors import UserError
-from fgvc_jax.run import run
-from fgvc_jax.tracking.logs import to_stdout
 
-assert jax.device_count() == jax.process_count() == processes
-config = tiny.pipeline()
-config.phases = ("finetune", "evaluate")
-config.finetune.batch = config.evaluate.batch = 5 * processes
-to_stdout()
-try:
-    run(config, workdir)
-except UserError as error:
-    logging.getLogger("fgvc_jax").error("error: %s", error)
-    sys.exit(2)
+def broken(*args, **kwargs):
+    print("at the fault", flush=True)
+    while fault == "hang":
+        time.sleep(0.1)
+    raise ValueError("this process broke")
+
+
+def broken_the_second_time(*args):
+    validations.append(None)
+    return validate(*args) if len(validations) == 1 else broken()
+
+
+if place == "data":
+    doctor.judge = broken
+if place == "validation":
+    classify.validate = broken_the_second_time
+processes.GONE = options.get("gone", processes.GONE)
+sys.argv = ["fgvc", f"--config={tests / 'distributed' / 'spread_run.py'}", f"--workdir={workdir}"]
+if int(count) > 1:
+    sys.argv += ["--distributed", f"--coordinator=127.0.0.1:{port}"]
+    sys.argv += [f"--processes={count}", f"--process={number}"]
+sys.exit(cli.run("train"))

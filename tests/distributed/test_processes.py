@@ -1,42 +1,68 @@
-"""Three processes on one machine: they start, agree and leave one run behind."""
+"""Several processes on one machine: they start, agree, leave one run behind, and end together."""
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 PROCESS = Path(__file__).with_name("process.py")
+WITHIN = 60  # seconds after which the others have ended when one is gone, on a machine that is not overloaded
 
 
-def start(workdir: Path, processes: int) -> list[tuple[int, str, str]]:
-    """(exit status, standard output, standard error) of each process."""
+def begin(workdir, processes, faults=None, **options):
+    """The processes of a run, started; faults by number and options, see process.py."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     arguments = [str(workdir), str(port), str(processes)]
-    running = [
+    return [
         subprocess.Popen(
-            [sys.executable, str(PROCESS), *arguments, str(number)],
+            [
+                sys.executable,
+                str(PROCESS),
+                *arguments,
+                str(number),
+                *(faults or {}).get(number, ()),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ,
+            env=os.environ | {"TINY_OPTIONS": json.dumps(options)},
         )
         for number in range(processes)
     ]
-    ended = [process.communicate(timeout=300) for process in running]
+
+
+def end(running):
+    """(exit status, standard output, standard error) of each process."""
+    ended = [process.communicate(timeout=600) for process in running]
     return [(p.returncode, *texts) for p, texts in zip(running, ended, strict=True)]
+
+
+def start(workdir, processes, **options):
+    return end(begin(workdir, processes, **options))
+
+
+def kill_at_the_fault(running, number):
+    """Kills the process that hangs; what the others leave, and how many seconds later they had ended."""
+    assert any("at the fault" in line for line in running[number].stdout)
+    running[number].kill()
+    killed = time.monotonic()
+    ended = end(running)
+    return ended, time.monotonic() - killed
 
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
     folder = tmp_path_factory.mktemp("three")
-    return folder, start(folder, 3)
+    return folder, start(folder, 3, batch=15)
 
 
 def test_three_processes_on_one_machine_run_and_one_of_them_speaks(three):
@@ -52,12 +78,115 @@ def test_three_processes_on_one_machine_run_and_one_of_them_speaks(three):
     assert scores.shape == (1350, 10) and np.isfinite(scores).all()
 
 
-def test_a_second_run_in_the_same_workdir_is_refused_by_the_writer_alone(three):
+def test_a_second_run_in_the_same_workdir_is_refused(three):
     """The processes of one run lock nothing against each other; another run is told."""
     import fcntl
 
     folder, _ = three
     with open(folder / ".lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        ended = start(folder, 1)
-    assert ended[0][0] == 2 and f"another process is running in {folder}" in ended[0][1]
+        ended = start(folder, 1, batch=15)
+    assert ended[0][0] == 2 and f"another process is running in {folder}" in ended[0][2]
+
+
+def check_they_end_with(ended, number, reason):
+    for other, (status, _, err) in enumerate(ended):
+        if other != number:
+            assert status == 1, err[-3000:]
+            assert f"error: process {number} of {len(ended)} ended: {reason}" in err
+            assert "the same command goes on" in err
+            assert "Traceback" not in err and "*** Check failure stack trace" not in err
+
+
+@pytest.mark.parametrize(
+    ("number", "place"),
+    [
+        (1, "data"),
+        pytest.param(0, "data", marks=pytest.mark.slow),
+        pytest.param(0, "validation", marks=pytest.mark.slow),
+        pytest.param(2, "validation", marks=pytest.mark.slow),
+    ],
+)
+def test_an_error_in_one_process_ends_all_with_its_message(tmp_path, number, place):
+    running = begin(tmp_path, 3, {number: [f"raise@{place}"]})
+    assert any("at the fault" in line for line in running[number].stdout)
+    broke = time.monotonic()
+    ended = end(running)
+    assert time.monotonic() - broke < WITHIN
+    assert ended[number][0] == 1 and "ValueError: this process broke" in ended[number][2]
+    check_they_end_with(ended, number, "ValueError: this process broke")
+
+
+@pytest.mark.parametrize(
+    ("number", "place", "options"),
+    [
+        (2, "data", {"gone": 8}),
+        pytest.param(0, "data", {}, marks=pytest.mark.slow),
+        pytest.param(0, "validation", {}, marks=pytest.mark.slow),
+        pytest.param(1, "validation", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_when_a_process_is_killed_the_others_say_which_and_end(tmp_path, number, place, options):
+    running = begin(tmp_path, 3, {number: [f"hang@{place}"]}, **options)
+    ended, seconds = kill_at_the_fault(running, number)
+    assert seconds < WITHIN and ended[number][0] == -signal.SIGKILL
+    check_they_end_with(ended, number, "no sign of life")
+
+
+def state(folder):
+    from fgvc_jax.train.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(folder / "finetune" / "checkpoints")
+    weights = checkpoints.manager.restore(12)["weights"]
+    checkpoints.close()
+    return {f"{kind}/{k}": v for kind, flat in weights.items() for k, v in flat.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_run_of_four_processes_goes_on_with_fewer(tmp_path, processes):
+    """In float64: the same final weights as one process that is never interrupted, to 1e-9."""
+    options = {"batch": 12, "dtype": "float64", "phases": ["finetune"]}
+    whole = start(tmp_path / "whole", 1, **options)
+    assert whole[0][0] == 0, whole[0][2][-3000:]
+    running = begin(tmp_path / "four", 4, {3: ["hang@validation"]}, **options)
+    ended, _ = kill_at_the_fault(running, 3)
+    check_they_end_with(ended, 3, "no sign of life")
+    assert (tmp_path / "four" / "finetune" / "checkpoints" / "4").is_dir()
+    again = start(tmp_path / "four", processes, **options)
+    for status, _, err in again:
+        assert status == 0, err[-3000:]
+    expected, found = state(tmp_path / "whole"), state(tmp_path / "four")
+    assert expected.keys() == found.keys()
+    for path, value in expected.items():
+        np.testing.assert_allclose(
+            found[path], value, rtol=0, atol=1e-9 * max(1, np.abs(value).max())
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "devices"), [(2, 1), (4, 1), (2, 2)])
+def test_several_processes_find_what_one_finds(tmp_path, processes, devices):
+    """The pipeline in float64: the same mined pairs, and scores to 1e-9."""
+    options = {
+        "batch": 16,
+        "dtype": "float64",
+        "phases": ["finetune", "embed", "mine", "pairs", "evaluate"],
+    }
+    for name, count in (("one", 1), ("several", processes)):
+        for status, _, err in start(
+            tmp_path / name, count, devices=devices if count > 1 else 1, **options
+        ):
+            assert status == 0, err[-3000:]
+    for split in ("train", "val"):
+        one, several = (
+            np.load(tmp_path / n / "mine" / f"{split}_pairs.npz") for n in ("one", "several")
+        )
+        for key in one.files:
+            if one[key].dtype.kind in "iu":
+                np.testing.assert_array_equal(several[key], one[key])
+    one, several = (
+        np.load(tmp_path / n / "evaluate" / "finetune" / "test" / "scores.npy")
+        for n in ("one", "several")
+    )
+    np.testing.assert_allclose(several, one, rtol=0, atol=1e-6)  # scores are kept in float32

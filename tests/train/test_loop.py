@@ -2,7 +2,9 @@
 
 import io
 import json
+import logging
 import math
+import shutil
 import signal
 
 import jax
@@ -16,6 +18,7 @@ from fgvc_jax.tracking.timers import Seconds
 from fgvc_jax.tracking.writers import Writer
 from fgvc_jax.train import loop, plateau
 from fgvc_jax.train.checkpoint import METRIC, Checkpoints, pick
+from fgvc_jax.train.clock import NEVER, Clock
 from fgvc_jax.train.stop import Interrupted, Stop
 
 
@@ -62,7 +65,7 @@ class Run:
         self.events.append(("evaluate", int(state["step"])))
         return self.scores(int(state["step"]))
 
-    def fit(self, total, eval_every, log_every, keep_every=0, **patience):
+    def fit(self, total, eval_every, log_every, keep_every=0, clock=NEVER, **patience):
         checkpoints = Checkpoints(self.folder / "checkpoints")
         first = checkpoints.latest() or 0
         state = checkpoints.restore(first, state_at(0)) if first else state_at(0)
@@ -80,6 +83,7 @@ class Run:
                     tracker=loop.Tracker(progress, Seconds(), writer),
                     stop=self.stop,
                     patience=plateau.Patience(**patience),
+                    clock=clock,
                 )
         finally:
             checkpoints.close()
@@ -152,7 +156,7 @@ def test_an_interruption_saves_where_it_is_and_goes_on_from_there(run):
     state = run.fit(total=6, eval_every=4, log_every=2)
     assert run.events[0] == ("step", 4)
     np.testing.assert_array_equal(state["params"]["w"], np.full(3, 6.0))
-    assert run.saved() == (6, 6, [6])
+    assert run.saved() == (6, 6, [4, 6])
 
 
 def test_an_interruption_at_the_last_step_or_an_evaluation_loses_no_score(run):
@@ -162,7 +166,7 @@ def test_an_interruption_at_the_last_step_or_an_evaluation_loses_no_score(run):
     assert run.saved() == (4, 4, [4])
     run.stop_at, run.stop.requested = 6, 0
     run.fit(total=6, eval_every=4, log_every=2)  # nothing was left to interrupt
-    assert run.saved() == (6, 6, [6])
+    assert run.saved() == (6, 6, [4, 6])
 
 
 def test_nothing_that_a_nan_left_is_saved_on_interruption(run):
@@ -176,18 +180,35 @@ def test_nothing_that_a_nan_left_is_saved_on_interruption(run):
 def test_without_validation_the_last_checkpoint_counts(run):
     run.scores = lambda step: None
     run.fit(total=6, eval_every=2, log_every=6)
-    assert run.saved() == (None, 6, [6])
+    assert run.saved() == (None, 6, [4, 6])
     checkpoints = Checkpoints(run.folder / "checkpoints")
     assert pick(checkpoints, "best") == pick(checkpoints, "last") == 6
     checkpoints.close()
     assert run.lines("val") == []
 
 
+def test_checkpoints_by_wall_time(run):
+    """A step takes 10 s here: a checkpoint is due 25 s after the last one, whichever made that one."""
+    saved, save = [], Checkpoints.save
+    clock = Clock(25, now=lambda: 10 * len([e for e in run.events if e[0] == "step"]))
+
+    class Noting(Checkpoints):
+        def save(self, step, state, metrics):
+            saved.append((step, metrics is not None))
+            save(self, step, state, metrics)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("test_loop.Checkpoints", Noting)
+        run.fit(total=13, eval_every=5, log_every=2, clock=clock)
+    assert saved == [(3, False), (5, True), (8, False), (10, True), (13, True)]
+    assert run.saved() == (13, 13, [10, 13])
+
+
 # Checkpoints
 
 
 @pytest.mark.parametrize("restart", [False, True])
-def test_best_and_latest_are_kept(tmp_path, restart):
+def test_best_and_two_latest_are_kept(tmp_path, restart):
     """Over many saves, with a restart between all of them or with none; saves without a score too."""
     scores = {2: 0.3, 4: 0.9, 5: None, 6: 0.1, 8: 0.5, 10: 0.8, 12: None}
     checkpoints = Checkpoints(tmp_path)
@@ -200,7 +221,8 @@ def test_best_and_latest_are_kept(tmp_path, restart):
         best = {2: 2, 4: 4}.get(step, best)
         checkpoints.manager.wait_until_finished()
         assert (checkpoints.best(), checkpoints.latest()) == (best, step)
-        assert sorted(checkpoints.manager.all_steps()) == sorted({best, step})
+        two = [s for s in scores if s <= step][-2:]
+        assert sorted(checkpoints.manager.all_steps()) == sorted({best, *two})
     checkpoints.close()
 
     checkpoints = Checkpoints(tmp_path)
@@ -241,4 +263,53 @@ def test_no_checkpoint_is_told(tmp_path):
     for which in ("best", "last"):
         with pytest.raises(UserError, match="no checkpoint in"):
             pick(checkpoints, which)
+    checkpoints.close()
+
+
+def broken(folder, how):
+    """A checkpoint as a dead disk or a full one might leave it."""
+    if how == "emptied":
+        for path in (p for p in folder.rglob("*") if p.is_file()):
+            path.write_bytes(b"")
+    elif how == "cut":  # the largest file, which holds arrays
+        path = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+        path.write_bytes(path.read_bytes()[:-20])
+    else:
+        shutil.rmtree(folder / "training")
+
+
+@pytest.mark.parametrize("how", ["emptied", "cut", "without a part"])
+def test_training_goes_on_from_the_checkpoint_before_one_that_cannot_be_read(tmp_path, caplog, how):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    for step in (2, 4, 6):
+        checkpoints.save(step, state_at(step), {METRIC: step / 10})
+    checkpoints.close()
+    broken(tmp_path / "checkpoints" / "6", how)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with caplog.at_level(logging.WARNING, "fgvc_jax"):
+        step, state = checkpoints.restore_latest(state_at(0))
+    assert step == 4
+    jax.tree.map(np.testing.assert_array_equal, state, state_at(4))
+    assert "step 6 cannot be read" in caplog.text and "unreadable_6" in caplog.text
+    assert any((tmp_path / "unreadable_6").rglob("*"))  # nothing is deleted
+    checkpoints.save(6, state_at(6), {METRIC: 0.6})
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert (checkpoints.best(), checkpoints.latest()) == (6, 6)
+    assert checkpoints.restore_latest(state_at(0))[0] == 6
+    checkpoints.close()
+
+
+def test_where_no_checkpoint_can_be_read_nothing_starts_anew_in_silence(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.restore_latest(state_at(0)) == (None, None)
+    checkpoints.save(2, state_at(2), None)
+    checkpoints.close()
+    broken(tmp_path / "checkpoints" / "2", "emptied")
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with pytest.raises(
+        UserError, match=r"(?s)no checkpoint in .* can be read; of step 2: .*anew, remove"
+    ):
+        checkpoints.restore_latest(state_at(0))
+    assert (tmp_path / "checkpoints" / "2").is_dir()
     checkpoints.close()

@@ -1,0 +1,15 @@
+"""The tiny run of process.py as a config file; see there for TINY_OPTIONS."""
+
+import json
+import os
+
+import tiny
+
+
+def get_config():
+    options = json.loads(os.environ.get("TINY_OPTIONS", "{}"))
+    config = tiny.pipeline()
+    config.phases = tuple(options.get("phases", ("finetune", "evaluate")))
+    config.finetune.batch = config.evaluate.batch = options.get("batch", 12)
+    config.model.dtype = config.model.param_dtype = options.get("dtype", "float32")
+    return config
