@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 workdir, port, processes, number = sys.argv[1], *map(int, sys.argv[2:])
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=1"
+)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import jax
