@@ -40,14 +40,6 @@ TINY = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """One step is over before optimised code would pay."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def put(*paths: Path, seed=0) -> None:
     rng = np.random.default_rng(seed)
     for path in paths:
@@ -238,13 +230,13 @@ def two_devices(tmp_path_factory):
     """Output and workdir of two commands with a wrong batch, on two devices."""
     root = tmp_path_factory.mktemp("devices")
     fill(root / "photos", {"train/ant": 6, "train/bee": 6, "test/bee": 2})
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     command = [*TINY, f"--config.data.root={root}/photos", f"--workdir={root}/run"]
     done = subprocess.run(
         [sys.executable, "-c", TWICE, *command],
         capture_output=True,
         text=True,
-        env=os.environ | flags,
+        env=os.environ | {"XLA_FLAGS": flags},
         timeout=120,
     )
     return done.stdout, done.stderr, root / "run"

@@ -369,14 +369,6 @@ def weights(workdir: Path, phase: str):
 
 
 @pytest.fixture(scope="module")
-def compiled_quickly():
-    """One step is over before optimised code would pay."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(scope="module")
 def earlier(tmp_path_factory):
     """A folder with links to the runs so far, from which phases that would come out the same are taken."""
     folder = tmp_path_factory.mktemp("earlier")
@@ -396,7 +388,7 @@ def one_step():
 
 
 @pytest.mark.parametrize("name", one_step())
-def test_runs_one_step_of_each_phase(name, photos, earlier, compiled_quickly, tmp_path):
+def test_runs_one_step_of_each_phase(name, photos, earlier, tmp_path):
     config = shrunk(name, photos)
     results = run(config, tmp_path, reuse=earlier)[""]
     (earlier / f"seed_{len(list(earlier.iterdir()))}").symlink_to(tmp_path)

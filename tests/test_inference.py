@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 
-import jax
 import numpy as np
 import pytest
 import tiny
@@ -49,9 +48,7 @@ def finished(photos, tmp_path_factory):
     config.finetune.batch = config.control.batch = 4
     config.phases = ("finetune", "control", "embed", "evaluate")
     workdir = tmp_path_factory.mktemp("run")
-    jax.config.update("jax_disable_most_optimizations", True)  # two steps: compile quickly
     run(config, workdir)
-    jax.config.update("jax_disable_most_optimizations", False)
     return workdir
 
 
@@ -139,9 +136,7 @@ def refitted(photos, tmp_path_factory):
     config.finetune.batch = config.control.batch = 4
     config.phases = ("finetune", "control")
     workdir = tmp_path_factory.mktemp("refitted")
-    jax.config.update("jax_disable_most_optimizations", True)  # two steps: compile quickly
     run(config, workdir)
-    jax.config.update("jax_disable_most_optimizations", False)
     return workdir
 
 

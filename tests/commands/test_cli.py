@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import tiny
@@ -18,14 +17,6 @@ from fgvc_jax.run import run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCH = str(REPOSITORY / "launch.py")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Two steps are over before optimised code would pay."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def fill(root: Path, counts: dict[str, int]) -> None:

@@ -5,7 +5,6 @@ import json
 import shutil
 import sys
 
-import jax
 import numpy as np
 import pytest
 import tiny
@@ -41,9 +40,7 @@ def finished(data, tmp_path_factory):
     config.finetune.length, config.finetune.batch = "2 steps", 4
     config.phases = ("finetune",)
     workdir, plain = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("plain")
-    jax.config.update("jax_disable_most_optimizations", True)  # two steps: compile quickly
     run(config, workdir)
-    jax.config.update("jax_disable_most_optimizations", False)
     shutil.copytree(workdir, plain, dirs_exist_ok=True)
     model = json.loads((plain / "finetune" / "model.json").read_text())
     del model["class_ids"]

@@ -17,7 +17,9 @@ workdir, port, count, number = sys.argv[1:5]
 fault, _, place = sys.argv[5].partition("@") if len(sys.argv) > 5 else ("", "", "")
 options = json.loads(os.environ.get("TINY_OPTIONS", "{}"))
 devices = options.get("devices", 1)
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+)
 os.environ["JAX_ENABLE_X64"] = "1" if options.get("dtype") == "float64" else "0"
 tests = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(tests))

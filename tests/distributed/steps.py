@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 out, devices, shard, method = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+flags = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}"
 os.environ["JAX_ENABLE_X64"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

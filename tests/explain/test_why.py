@@ -48,9 +48,7 @@ def finished(photos, tmp_path_factory):
     config.finetune.batch = config.pairs.batch = 4
     config.phases = ("finetune", "embed", "mine", "pairs")
     folder = tmp_path_factory.mktemp("run")
-    jax.config.update("jax_disable_most_optimizations", True)  # two steps: compile quickly
     run(config, folder)
-    jax.config.update("jax_disable_most_optimizations", False)
     return folder
 
 

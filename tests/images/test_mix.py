@@ -176,5 +176,6 @@ def test_a_sharded_batch_gives_the_same_and_is_never_gathered():
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(jax.jit(step)(key, images, labels))):
             np.testing.assert_allclose(a, b, atol=1e-6)  # float32
     """
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = dict(os.environ)
+    environment["XLA_FLAGS"] += " --xla_force_host_platform_device_count=4"
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=environment, check=True)

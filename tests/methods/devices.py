@@ -5,7 +5,9 @@ devices.py STEPS METHOD[+sam]:DEVICES/FSDP ...
 
 import os
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
 os.environ["JAX_ENABLE_X64"] = "1"
 
 import functools

@@ -93,7 +93,8 @@ def test_clipping_is_torchs(clip):
     check(found, expected, tolerance=1e-6)
     unclipped = ours("sgd", **SGD)
     moved = max(np.abs(found[p] - unclipped[p]).max() for p in found)
-    assert moved > 0.1 if clip == 1.0 else moved == 0
+    # With and without are two programs, each with roundings of its own.
+    assert moved > 0.1 if clip == 1.0 else moved < 1e-12
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
