@@ -274,6 +274,7 @@ class Phase(Base):
                         tracker=Tracker(progress, seconds, writer),
                         stop=run.stop,
                         patience=training.patience(section),
+                        unlogged=checkpoints.unlogged(milestones.first),
                         clock=Clock(self._seconds_to_checkpoint()),
                     )
             last = int(state["step"])

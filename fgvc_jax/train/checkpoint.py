@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 from fgvc_jax.errors import UserError
 
 log = logging.getLogger(__name__)
+
+Unlogged = Sequence[tuple[int, dict[str, float]]]  # metrics by step
 
 METRIC = "selection"  # the validation metric, turned so that higher is better
 
@@ -47,13 +50,26 @@ class Checkpoints:
             ),
         )
 
-    def save(self, step: int, state: dict[str, Any], metrics: dict[str, float] | None) -> None:
-        """Copies the state off the device and returns; the writing goes on behind."""
+    def save(
+        self,
+        step: int,
+        state: dict[str, Any],
+        metrics: dict[str, float] | None,
+        unlogged: Unlogged = (),
+    ) -> None:
+        """Copies the state off the device and returns; the writing goes on behind.
+
+        Args:
+          metrics: of validation, where there was one.
+          unlogged: metrics of the steps since the last line of the log, by step.
+        """
         weights, rest = _parts(state)
         self.manager.save(
             step,
             args=ocp.args.Composite(
-                weights=ocp.args.StandardSave(weights), training=ocp.args.StandardSave(rest)
+                weights=ocp.args.StandardSave(weights),
+                training=ocp.args.StandardSave(rest),
+                unlogged=ocp.args.JsonSave({"steps": [list(x) for x in unlogged]}),
             ),
             metrics=metrics,
             force=True,
@@ -119,6 +135,14 @@ class Checkpoints:
             "fgvc_jax wrote it, go back to that one. To train the phase anew, remove "
             f"{self.directory.parent}."
         )
+
+    def unlogged(self, step: int) -> Unlogged:
+        """What `save` was given with the checkpoint; nothing where an older version wrote it."""
+        if not (self.directory / str(step) / "unlogged").exists():
+            return []
+        args = ocp.args.Composite(unlogged=ocp.args.JsonRestore())
+        found = self.manager.restore(step, args=args)["unlogged"]["steps"]
+        return [(number, metrics) for number, metrics in found]
 
     def _check_scores(self) -> None:
         """Moves aside what orbax could not even list: a checkpoint whose scores are no JSON."""

@@ -17,7 +17,7 @@ from fgvc_jax.tracking.timers import Seconds
 from fgvc_jax.tracking.writers import Writer
 from fgvc_jax.train import clock as clocks
 from fgvc_jax.train import plateau
-from fgvc_jax.train.checkpoint import METRIC, Checkpoints
+from fgvc_jax.train.checkpoint import METRIC, Checkpoints, Unlogged
 from fgvc_jax.train.clock import Clock
 from fgvc_jax.train.plateau import NEVER, Patience
 from fgvc_jax.train.step import State
@@ -64,6 +64,7 @@ def fit(
     stop: Stop,
     patience: Patience = NEVER,
     clock: Clock = clocks.NEVER,
+    unlogged: Unlogged = (),
     embed: Callable[[int, State], None] = lambda step, state: None,
 ) -> State:
     """Trains to the last milestone, or to an early stop, and returns the last state.
@@ -72,6 +73,7 @@ def fit(
       state: at `milestones.first`; its buffers are given away.
       step_function: (state, batch) -> (state, metrics).
       clock: when a checkpoint is due by wall time, besides those of the milestones.
+      unlogged: metrics of the steps before the first one that belong to the same line of the log.
       evaluate: state -> metrics of validation with the key 'selection', or None where there is none.
       embed: (steps done, state) -> None. It comes before the checkpoint of its step, so that no resumed run
         lacks what it writes.
@@ -82,7 +84,7 @@ def fit(
     """
     progress, seconds, writer = tracker
     first_step, total_steps, eval_every, log_every, keep_every, embed_at = milestones
-    window: list[tuple[int, dict[str, float]]] = []
+    window = list(unlogged)
     waited, worked = seconds.data_wait, seconds.steps  # when the window began
     pending: tuple[int, dict] | None = None
 
@@ -130,10 +132,12 @@ def fit(
         logging = number % log_every == 0
         saving = evaluating or stopping or (keep_every and number % keep_every == 0)
         saving = saving or clock.due(together=logging)
+        if logging and not evaluating:
+            log()  # before `read`, so that lines do not depend on what else is saved
         if saving:
             with seconds.measure("steps"):
                 read()
-        if logging or evaluating or stopping:
+        if evaluating:
             log()
         if number in embed_at:
             with seconds.measure("evaluate"):
@@ -152,7 +156,7 @@ def fit(
                 progress.write(f"  step {number}: validation {shown}")
         if saving:
             with seconds.measure("save"):
-                checkpoints.save(number, state, scores if evaluating else None)
+                checkpoints.save(number, state, scores if evaluating else None, window)
             clock.restart()
         if evaluating and plateau.is_over(state["plateau"], patience):
             progress.write(

@@ -84,6 +84,7 @@ class Run:
                     stop=self.stop,
                     patience=plateau.Patience(**patience),
                     clock=clock,
+                    unlogged=checkpoints.unlogged(first),
                 )
         finally:
             checkpoints.close()
@@ -155,6 +156,8 @@ def test_an_interruption_saves_where_it_is_and_goes_on_from_there(run):
     run.stop_at, run.stop.requested, run.events = None, 0, []
     state = run.fit(total=6, eval_every=4, log_every=2)
     assert run.events[0] == ("step", 4)
+    # Means over the same steps as without a stop; the metrics of a step are read one step later.
+    assert run.lines("train") == [(1, 1.0), (4, 3.0), (6, 5.5)]
     np.testing.assert_array_equal(state["params"]["w"], np.full(3, 6.0))
     assert run.saved() == (6, 6, [4, 6])
 
@@ -193,9 +196,9 @@ def test_checkpoints_by_wall_time(run):
     clock = Clock(25, now=lambda: 10 * len([e for e in run.events if e[0] == "step"]))
 
     class Noting(Checkpoints):
-        def save(self, step, state, metrics):
+        def save(self, step, state, metrics, unlogged):
             saved.append((step, metrics is not None))
-            save(self, step, state, metrics)
+            save(self, step, state, metrics, unlogged)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("test_loop.Checkpoints", Noting)
