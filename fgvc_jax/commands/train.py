@@ -9,7 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from fgvc_jax.config import as_json
@@ -66,7 +66,6 @@ def main() -> None:
     from fgvc_jax.run import run
     from fgvc_jax.tracking.logs import to_stdout
 
-    logging.set_verbosity(logging.ERROR)  # the libraries' own remarks
     to_stdout()
     command = shlex.join(["fgvc", "train", *sys.argv[1:]])
     with processes.together():

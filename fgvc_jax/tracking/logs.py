@@ -16,6 +16,9 @@ def to_stdout() -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     handler.addFilter(_FirstProcess())
+    # What goes wrong in the libraries is raised, too; they would print each of it with stack traces before.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     logger = logging.getLogger("fgvc_jax")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
