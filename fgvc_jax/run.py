@@ -182,6 +182,7 @@ def _make_workdir(folder: Path, manifest: manifests.Manifest, source: str) -> No
         (folder / ".lock").touch()
     except OSError as error:
         raise UserError(f"cannot write to --workdir={folder}: {error.strerror}.") from None
+    workdir.check_shared(folder)
 
 
 def _sources(reuse: str | os.PathLike) -> list[Path]:

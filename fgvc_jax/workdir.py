@@ -4,10 +4,15 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from fgvc_jax import config as configs
@@ -42,6 +47,35 @@ def locked(workdir: Path, main: bool) -> Iterator[None]:
                 f"another process is running in {workdir}; wait for it or use another --workdir."
             ) from None
         yield
+
+
+def check_shared(workdir: Path, patience: float = 10.0) -> None:
+    """Refuses a workdir that not all processes see; all must call it.
+
+    Args:
+      patience: seconds that a network's disk may take to show a new file.
+
+    Raises:
+      UserError: in each process that does not see what the first one wrote.
+    """
+    if jax.process_count() == 1:
+        return
+    token = int(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32))))
+    path = workdir / f".shared_{token:08x}"
+    if jax.process_index() == 0:
+        path.touch()
+    multihost_utils.sync_global_devices("wrote the file that all must see")
+    until = time.monotonic() + patience
+    while not path.exists():
+        if time.monotonic() > until:
+            raise UserError(
+                f"process {jax.process_index()} does not see in --workdir={workdir} what the first process "
+                "wrote there. All processes of a run need one workdir, on a disk that their hosts share."
+            )
+        time.sleep(0.2)
+    multihost_utils.sync_global_devices("all saw it")
+    if jax.process_index() == 0:
+        path.unlink()
 
 
 def claim(config: ConfigDict, manifest: manifests.Manifest, workdir: Path, main: bool) -> None:

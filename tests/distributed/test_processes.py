@@ -21,22 +21,17 @@ def begin(workdir, processes, faults=None, **options):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    arguments = [str(workdir), str(port), str(processes)]
+    workdirs = workdir if isinstance(workdir, list) else [workdir] * processes
+    common, faults = [str(port), str(processes)], faults or {}
     return [
         subprocess.Popen(
-            [
-                sys.executable,
-                str(PROCESS),
-                *arguments,
-                str(number),
-                *(faults or {}).get(number, ()),
-            ],
+            [sys.executable, PROCESS, workdirs[n], *common, str(n), *faults.get(n, ())],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {"TINY_OPTIONS": json.dumps(options)},
         )
-        for number in range(processes)
+        for n in range(processes)
     ]
 
 
@@ -89,6 +84,14 @@ def test_a_second_run_in_the_same_workdir_is_refused(three):
     assert ended[0][0] == 2 and f"another process is running in {folder}" in ended[0][2]
 
 
+def test_a_workdir_that_hosts_do_not_share_is_refused(tmp_path):
+    ended = end(begin([tmp_path / "a", tmp_path / "a", tmp_path / "b"], 3))
+    assert ended[2][0] == 2 and "process 2 does not see" in ended[2][2]
+    for status, _, err in ended[:2]:
+        assert status == 2 and "process 2 of 3 ended: process 2 does not see" in err
+        assert "a disk that their hosts share" in err
+
+
 def check_they_end_with(ended, number, reason):
     for other, (status, _, err) in enumerate(ended):
         if other != number:
@@ -120,7 +123,7 @@ def test_an_error_in_one_process_ends_all_with_its_message(tmp_path, number, pla
 @pytest.mark.parametrize(
     ("number", "place", "options"),
     [
-        (2, "data", {"gone": 8}),
+        (2, "data", {"gone": 12}),
         pytest.param(0, "data", {}, marks=pytest.mark.slow),
         pytest.param(0, "validation", {}, marks=pytest.mark.slow),
         pytest.param(1, "validation", {}, marks=pytest.mark.slow),
