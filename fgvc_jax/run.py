@@ -67,6 +67,11 @@ def run(
     config = protocols.apply(phases.complete(config))
     checks.check(config)
     config = transfer.without_pretrained(config)
+    if "://" in str(folder):
+        raise UserError(
+            f"--workdir={folder}: a bucket has neither locks nor renames, which keep a run's files whole. "
+            "Use a folder on a disk (with several hosts one that all mount), and copy it afterwards."
+        )
     folder = Path(folder).expanduser().resolve()
     sources = _sources(reuse)
     if dry_run:

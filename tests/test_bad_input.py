@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -509,3 +510,26 @@ def test_mining_that_found_no_pairs(start, photos, tmp_path, monkeypatch):
     command = (*command, "--config.phases=finetune,embed,mine,pairs", f"--workdir={tmp_path}/run")
     status, _, err = start(*command)
     assert status == 2 and "'pairs' has nothing to train on: 'mine' found no pairs" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--workdir=gs://bucket/runs/x"], "a bucket has neither locks nor renames"),
+        (["--config.checkpoint_every=soon", "--workdir=x"], "'soon' is not a time"),
+        (["--process=1", "--workdir=x"], "go with --distributed"),
+        (
+            ["--coordinator=a:1", "--processes=2", "--workdir=x"],
+            "--process .* is ''; it must be a number",
+        ),
+        (["--coordinator=a:1", "--processes=2", "--process=2", "--workdir=x"], "from 0 to 1"),
+        (["--coordinator=a:1", "--local_devices=a", "--workdir=x"], "give numbers from 0"),
+    ],
+)
+def test_places_and_processes_that_cannot_be_are_refused(
+    start, monkeypatch, tmp_path, arguments, expected
+):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = start(*TINY, *arguments)
+    assert status == 2 and re.search(expected, err), err
+    assert not list(tmp_path.iterdir())

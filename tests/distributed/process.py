@@ -3,8 +3,8 @@
 python process.py WORKDIR PORT PROCESSES NUMBER [FAULT@PLACE]
 
 FAULT: 'raise' an error, or 'hang' until it is killed. PLACE: 'data', before anything is compiled, or
-'validation', the second one, so after a checkpoint. $TINY_OPTIONS, a JSON object: batch, phases, dtype,
-devices (of each process), gone (seconds, see fgvc_jax.processes.GONE).
+'validation', the second one, so after a checkpoint. $TINY_OPTIONS, a JSON object: batch, phases, length,
+dtype, devices (of each process), gone (seconds, see fgvc_jax.processes.GONE).
 """
 
 import json

@@ -11,5 +11,6 @@ def get_config():
     config = tiny.pipeline()
     config.phases = tuple(options.get("phases", ("finetune", "evaluate")))
     config.finetune.batch = config.evaluate.batch = options.get("batch", 12)
+    config.finetune.length = options.get("length", "12 steps")
     config.model.dtype = config.model.param_dtype = options.get("dtype", "float32")
     return config

@@ -136,6 +136,23 @@ def test_when_a_process_is_killed_the_others_say_which_and_end(tmp_path, number,
     check_they_end_with(ended, number, "no sign of life")
 
 
+@pytest.mark.slow
+def test_sigterm_to_one_process_saves_at_one_step_in_all(tmp_path):
+    options = {"length": "400 steps", "phases": ["finetune"]}
+    running = begin(tmp_path, 3, **options)
+    assert any("step 8: validation" in line for line in running[0].stdout)
+    running[1].send_signal(signal.SIGTERM)
+    ended = end(running)
+    for status, _, err in ended:
+        assert status == 128 + signal.SIGTERM, err[-3000:]
+    assert "everything is saved" in ended[0][1]
+    steps = [int(p.name) for p in (tmp_path / "finetune" / "checkpoints").glob("[0-9]*")]
+    again = begin(tmp_path, 3, **options | {"length": "400 steps"})
+    assert any(f"goes on from step {max(steps)}" in line for line in again[0].stdout)
+    again[2].send_signal(signal.SIGTERM)
+    assert {status for status, _, _ in end(again)} == {128 + signal.SIGTERM}
+
+
 def state(folder):
     from fgvc_jax.train.checkpoint import Checkpoints
 
