@@ -13,7 +13,7 @@ authors' recipe: everything decays, bilinear). Both have their 50 epochs of 2 x 
 sharpening. Their warm-up of 800 iterations counts parts of a batch: 400 updates. Their cosine ends slightly
 above 0, ours at 0.
 Heavy: 384 pixels give 2,304 tokens of 1,536 channels. Less memory: --config.finetune.accumulate=4 (BatchNorm
-then has 8 images) and --config.model.remat=True. PIM around other nets: report003.py.
+then has 8 images) and --config.model.remat=full. PIM around other nets: report003.py.
 
 Source: Chou et al. 2022, arXiv 2202.03822; github.com/chou141253/FGVC-PIM. Published top-1 92.77 (NABirds
 92.83): the best epoch and the best of about 15 outputs, both on the test set. Here scores are the sum of all

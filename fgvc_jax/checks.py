@@ -9,6 +9,7 @@ from fgvc_jax import lengths, phases
 from fgvc_jax.data import load
 from fgvc_jax.errors import UserError, at_least, check_patterns, choose
 from fgvc_jax.images.augment import AUGMENTS, CROPS, ERASE_MODES
+from fgvc_jax.layers import remat
 from fgvc_jax.ops.crop import Interpolation
 from fgvc_jax.tracking import wandb
 
@@ -29,6 +30,7 @@ def check(config: ConfigDict) -> None:
     choose(config.protocol, ("val", "refit"), "config.protocol")
     at_least(config.seeds, 1, "config.seeds")
     lengths.terms(config.log.every, "config.log.every")
+    lengths.seconds(config.checkpoint_every, "config.checkpoint_every")
     if config.tracking.wandb:
         wandb.check_installed()
     _check_model(config.model)
@@ -43,6 +45,7 @@ def _check_model(model: ConfigDict) -> None:
     check_patterns(model.allow, "config.model.allow")
     choose(model.dtype, ("auto", *TYPES), "config.model.dtype")
     choose(model.param_dtype, TYPES, "config.model.param_dtype")
+    choose(model.remat, remat.KINDS, "config.model.remat")
     if "float64" in (model.dtype, model.param_dtype) and not jax.config.jax_enable_x64:
         raise UserError("config.model: float64 needs the environment variable JAX_ENABLE_X64=1.")
 

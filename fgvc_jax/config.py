@@ -117,8 +117,9 @@ def base() -> ConfigDict:
     config.model.allow = ()  # patterns of names in which weights and backbone may differ
     config.model.dtype = "auto"  # of the computation: 'float32', 'bfloat16', 'auto' = by device
     config.model.param_dtype = "float32"  # of parameters and statistics
-    # Gradient checkpointing: each block is computed again for the gradient. Less memory, a third more time.
-    config.model.remat = False
+    # Gradient checkpointing: for the gradient 'full' computes each block again (least memory, up to a third
+    # more time), 'products' all but its dense products and convolutions; 'none' keeps everything.
+    config.model.remat = "none"
 
     config.init = ConfigDict()
     # The workdir of an earlier run, from whose model training starts (its best classifier), or the folder of

@@ -36,7 +36,7 @@ class Specification:
       view: the preprocessing.
       canvas: images with a longer side are shrunk to it first.
       dtype, param_dtype: of the computation, of parameters and statistics.
-      remat: whether training computes each block again for the gradient, to save memory.
+      remat: what training computes again for the gradient, to save memory; see `fgvc_jax.layers.remat.call`.
     """
 
     backbone: str
@@ -49,7 +49,7 @@ class Specification:
     backbone_arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     method_arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     class_ids: tuple[str, ...] = ()
-    remat: bool = False
+    remat: str = "none"
 
     def build(self, seed: int = 0) -> nnx.Module:
         """The module in eval mode, with fresh weights drawn from the seed."""
@@ -88,6 +88,9 @@ class Specification:
         try:
             view = View(**{key: tuples(value) for key, value in content["view"].items()})
             ids = tuple(content.get("class_ids", ()))  # older models have none
+            # A yes or no in older ones.
+            kept = {True: "full", False: "none"}.get(content["remat"], content["remat"])
+            content = content | {"remat": kept}
             names = {"classes": tuple(content["classes"]), "class_ids": ids}
             return cls(**content | names | {"view": view})
         except (TypeError, KeyError) as error:

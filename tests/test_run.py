@@ -76,7 +76,7 @@ ALL = list(configs.phases(tiny.pipeline()))
         # where it is watched and placed
         ("log.every", "3 steps", []),
         ("data.on_bad", "skip", []),
-        ("model.remat", True, []),
+        ("model.remat", "full", []),
         ("log.tensorboard", True, []),
         ("log.report", True, []),
         ("devices.fsdp", 2, []),

@@ -51,7 +51,7 @@ def create(
     image_size: int | tuple[int, int] | None = None,
     dtype=jnp.float32,
     param_dtype=jnp.float32,
-    remat: bool = False,
+    remat: str = "none",
     rngs: nnx.Rngs,
     **arguments,
 ) -> Backbone:
@@ -62,8 +62,8 @@ def create(
       image_size: side of the input in pixels; None for the size that the published weights use. Swin
         takes (height, width) too.
       dtype: of the computation (bfloat16 on accelerators); parameters are kept in `param_dtype`.
-      remat: gradient checkpointing: each block is computed again for the gradient, instead of
-        keeping what is inside. Less memory on accelerators, about a third more time in training.
+      remat: gradient checkpointing: what of each block is computed again for the gradient, see
+        `fgvc_jax.layers.remat.call`. Less memory on accelerators, up to a third more time in training.
       arguments: those of `arguments(name)`.
 
     Raises:

@@ -44,7 +44,7 @@ class Backbone(nnx.Module):
       name: for `info` and for messages.
       image_size: side in pixels, or (height, width) in families that are made for both; None for the
         variant's.
-      remat: compute each block again for the gradient, instead of keeping what is inside.
+      remat: which inner results of blocks are computed again for the gradient, see `layers.remat.call`.
       dtype: of the computation; parameters and statistics are kept in `param_dtype`.
       arguments: of the family; the variant's where they are not given.
 
@@ -60,7 +60,7 @@ class Backbone(nnx.Module):
         variant: Variant,
         *,
         image_size: int | tuple[int, int] | None = None,
-        remat: bool = False,
+        remat: str = "none",
         dtype=jnp.float32,
         param_dtype=jnp.float32,
         rngs: nnx.Rngs,

@@ -86,7 +86,6 @@ class Phase(Base):
     def check(self) -> None:
         section, where = self.section, f"config.{self.name}"
         training.check(section, where)
-        self._seconds_to_checkpoint()
         wants_pairs = self.method.trains_on == "pairs"
         if bool(section.pairs) != wants_pairs:
             wants = "name a mining phase" if wants_pairs else "be empty"
@@ -106,7 +105,7 @@ class Phase(Base):
                 f"{where}: the loss of method {section.method!r} compares the examples of a batch with each "
                 f"other, and accumulate x sam.groups = {section.accumulate} x {section.sam.groups} would "
                 f"show it {parts} parts of {section.batch // parts} examples, one after the other. Set both "
-                "to 1; where memory is short, config.model.remat=True or a smaller batch."
+                "to 1; where memory is short, config.model.remat=full or a smaller batch."
             )
 
     def _check_images(self, data: Data) -> None:
@@ -224,6 +223,7 @@ class Phase(Base):
           dropped the rate, and the validation metrics of the best and the last checkpoint.
         """
         section, folder, seconds = self.section, run.directory(self.name), Seconds()
+        saved_every = self.config.checkpoint_every
         train = self._examples(run, data, "train")
         if train is None:
             raise UserError(
@@ -275,7 +275,7 @@ class Phase(Base):
                         stop=run.stop,
                         patience=training.patience(section),
                         unlogged=checkpoints.unlogged(milestones.first),
-                        clock=Clock(self._seconds_to_checkpoint()),
+                        clock=Clock(lengths.seconds(saved_every, "config.checkpoint_every")),
                     )
             last = int(state["step"])
         finally:
@@ -421,9 +421,6 @@ class Phase(Base):
                     np.savez(file, **arrays)
 
         return embed
-
-    def _seconds_to_checkpoint(self) -> float:
-        return lengths.seconds(self.config.checkpoint_every, "config.checkpoint_every")
 
     def _key(self, key: str) -> str:
         return f"config.{self.name}.{key}"

@@ -90,7 +90,7 @@ def shortage(one: Forecast, chip: Chip) -> str:
     """What does not fit, by how much, and what to change."""
     lower = f"Lower it to {one.largest:,}" if one.largest else "Take more chips"
     also = (
-        ", or keep it and compute it in parts (accumulate=2, 4, ...), set config.model.remat=True, lower "
+        ", or keep it and compute it in parts (accumulate=2, 4, ...), set config.model.remat=full, lower "
         "config.image.size, or split the parameters over chips (config.devices.fsdp)"
         if one.one.name == "train step"
         else ""

@@ -41,7 +41,7 @@ def explained(where: str, batch: int) -> Iterator[Estimate]:
         needs = f"; the step alone needs {need / 2**30:.2f} GiB on each device" if need else ""
         raise UserError(
             f"{where} = {batch:,} does not fit into memory ({said}){needs}. Lower {where}; or keep it and "
-            "compute it in parts (accumulate=2, 4, ...), set config.model.remat=True, lower "
+            "compute it in parts (accumulate=2, 4, ...), set config.model.remat=full, lower "
             "config.image.size, or split the parameters over devices (config.devices.fsdp). 'fgvc plan' "
             "finds the largest batch that fits an accelerator."
         ) from None

@@ -43,7 +43,7 @@ class Backbone(nnx.Module):
     info = SimpleNamespace(
         name="stub", taps=(Tap("early", 4, 4), Tap("deep", CHANNELS, 4)), width=CHANNELS
     )
-    remat = False
+    remat = "none"
 
     def __init__(self, rngs):
         types = {"dtype": jnp.float64, "param_dtype": jnp.float64, "rngs": rngs}

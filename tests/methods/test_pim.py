@@ -248,7 +248,7 @@ TAPS = {
 @pytest.mark.parametrize("name", TAPS)
 def test_any_backbone_takes_it(name):
     """A whole update traced, with remat."""
-    method = shaped(name, 224, arguments={"remat": True}, width=16)
+    method = shaped(name, 224, arguments={"remat": "full"}, width=16)
     assert method.taps == TAPS[name]
     static, params, stats = tree.split(method)
 
