@@ -149,8 +149,11 @@ def lines(
     every_y = [v for line in series for v in line.ys]
     low, high = min(every_y), max(every_y)
     room = 0.05 * (high - low or abs(high) or 1)
+    low, high = low - room, high + room
+    if show is percent:  # shares; nearer than half a point the ticks would be the same
+        low, high = max(0, min(low, high - 0.005)), min(1, high)
     xs = (min(0, *every_x), max(every_x))
-    plane = _Plane(title, x, y, xs, (low - room, high + room), size, show_x, show)
+    plane = _Plane(title, x, y, xs, (low, high), size, show_x, show)
     for i, line in enumerate(series):
         keep = np.unique(np.linspace(0, len(line.xs) - 1, min(MOST, len(line.xs))).astype(int))
         px, py = [line.xs[k] for k in keep], [line.ys[k] for k in keep]

@@ -35,6 +35,16 @@ def test_a_line_is_to_scale():
     assert 2 * (y[0] - y[1]) == pytest.approx(y[1] - y[2], abs=0.3)
 
 
+@pytest.mark.parametrize("shares", [[0], [1], [0.99975, 0.9999, 1], [0.2, 0.7]])
+def test_ticks_of_shares_are_shares_and_differ(shares):
+    line = charts.Line("a", range(len(shares)), shares)
+    svg = charts.lines([line], "t", "x", "y", show=charts.percent)
+    said = [t.text for t in parsed(svg).iter("text") if t.text.endswith(" %")]
+    values = [float(text.removesuffix(" %")) for text in said]
+    assert len(set(said)) == len(said) >= 2
+    assert min(values) >= 0 and max(values) <= 100
+
+
 def test_long_lines_are_thinned():
     many = list(range(100_000))
     svg = charts.lines([charts.Line("a", many, many)], "t", "x", "y")
