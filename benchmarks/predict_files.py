@@ -10,8 +10,7 @@ forward pass is the forward's seconds divided by what the stream takes more than
 
 import argparse
 import csv
-import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,12 +20,11 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 from PIL import Image
-from result import facts
+from result import add_out, facts, write
 
 import fgvc_jax
 import fgvc_jax.predictions
 from fgvc_jax import model_folder
-from fgvc_jax.files import write_json
 from fgvc_jax.images.view import View
 from fgvc_jax.model import Specification
 from fgvc_jax.model_folder import ModelFolder, Support
@@ -34,6 +32,14 @@ from fgvc_jax.train import tree
 
 DAMAGED = 12
 CLASSES = 200
+# The command, and then the most memory that its process held, which Linux keeps.
+COMMAND = """
+import sys
+from fgvc_jax import cli
+status = cli.main()
+print(open("/proc/self/status").read(), file=sys.stderr)
+sys.exit(status)
+"""
 
 
 def make_files(folder: Path, count: int) -> list[str]:
@@ -106,48 +112,41 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--out")
+    add_out(parser)
     arguments = parser.parse_args()
+    result = facts(("jax", "numpy", "pillow"))
     with tempfile.TemporaryDirectory() as top:
         photos, model, out = Path(top, "photos"), Path(top, "model"), Path(top, "preds.csv")
         photos.mkdir()
         files = make_files(photos, arguments.files)
         make_model(model, arguments.backbone, arguments.size)
+        command = [sys.executable, "-c", COMMAND, "predict", str(model), str(photos)]
+        command += [f"--out={out}", f"--batch={arguments.batch}"]
         start = time.perf_counter()
-        command = [
-            sys.executable,
-            "-c",
-            "import sys; from fgvc_jax import cli; sys.exit(cli.main())",
-        ]
-        done = subprocess.run(
-            [*command, "predict", str(model), str(photos), f"--out={out}"],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
         seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+        peak = int(re.search(r"VmHWM:\s+(\d+) kB", done.stderr)[1]) / 2**20
         with open(out, newline="") as file:
             rows = list(csv.DictReader(file))
         bad = [row for row in rows if row["error"]]
         found = measure(fgvc_jax.load(model), files, arguments.batch)
-    result = facts(("jax", "numpy", "pillow")) | {
+    result |= {
         "backbone": arguments.backbone,
         "size": arguments.size,
+        "batch": arguments.batch,
         "exit_status": done.returncode,
         "rows": len(rows),
         "reasons": len(bad),
         "command_seconds": seconds,
         "command_images_per_second": len(rows) / seconds,
-        "peak_gb": peak,
+        "command_peak_gib": peak,
         "seconds": found,
         "over_forward_decoding_apart": found["forward"] / (found["stream"] - found["decoding"]),
         "over_forward_as_it_is": found["forward"] / found["stream"],
     }
-    print(json.dumps(result, indent=1))
+    write(result, arguments.out)
     for row in bad:
-        print(f"  {Path(row['file']).name}: {row['error']}")
-    if arguments.out:
-        write_json(arguments.out, result)
+        print(f"  {Path(row['file']).name}: {row['error'].replace(row['file'], '')}")
 
 
 if __name__ == "__main__":

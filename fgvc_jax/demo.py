@@ -80,11 +80,19 @@ def page(demo: Demo) -> Any:
     """The page, a gradio.Blocks; UserError where gradio is not installed."""
     gradio = _gradio()
     with gradio.Blocks(analytics_enabled=False, title="fgvc demo") as blocks:
-        gradio.Markdown(f"`{demo.classifier.phase}`: {len(demo.classifier.classes)} classes")
+        gradio.Markdown(
+            f"`{demo.classifier.phase}` knows {len(demo.classifier.classes):,} classes."
+        )
         with gradio.Row():
             photo = gradio.Image(type="filepath", label="A photo", sources=["upload", "clipboard"])
             label = gradio.Label(num_top_classes=TOP, label="Likeliest classes")
-        picture = gradio.Image(label="Why the first and not the second", interactive=False)
+        gradio.Markdown(
+            "### Why the first and not the second\nBright is what speaks for the class (Grad-CAM), in the "
+            "photo and in the training photos that are most like it."
+        )
+        # A label of its own would lie on the titles in the picture; 'share' would send it to another server.
+        buttons = ["download", "fullscreen"]
+        picture = gradio.Image(interactive=False, show_label=False, buttons=buttons)
         if demo.missing:
             gradio.Markdown(demo.missing)
 

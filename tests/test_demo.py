@@ -102,6 +102,10 @@ def test_in_a_browser(served, run):
         page.wait_for_function("document.querySelectorAll('img').length >= 2", timeout=60_000)
         return page.locator("body").inner_text()
 
+    # A label would lie on the titles in the picture.
+    parts = [part["props"] for part in demo.page(served[0]).get_config_file()["components"]]
+    (picture,) = (part for part in parts if part.get("interactive") is False)
+    assert not picture["show_label"] and "share" not in picture["buttons"]
     for width in (390, 1400):
         seen = visit(served[1], width, act=act)
         best = max(served[0].answer(str(run / "bee.png"))[0].items(), key=lambda item: item[1])

@@ -60,8 +60,8 @@ def write(
                 "other": scores.other[row],
                 "suspect": bool(scores.suspect[row]),
                 "sides": [
-                    side(row, suggestion, "nearest of the suggested"),
-                    side(row, label, "nearest of its own"),
+                    side(row, suggestion, "nearest images of the suggested class"),
+                    side(row, label, "nearest images of its own class"),
                 ],
             }
         )

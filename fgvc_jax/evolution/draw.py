@@ -69,7 +69,7 @@ def gif(path: str | os.PathLike, runs: Sequence[tuple[Saved, Measured]]) -> None
         for number, (saved, measured) in enumerate(runs):
             at = min(point, len(saved.steps) - 1)
             left, palette = GAP + number * (SIDE + GAP), colours(len(saved.classes))
-            title = f"{saved.name}: epoch {saved.epochs[at]:g}, step {saved.steps[at]:,}"
+            title = f"{saved.name}: epoch {round(saved.epochs[at], 1):g}, step {saved.steps[at]:,}"
             draw.text((left, 10), title, INK, font)
             for (x, y), label in zip(
                 unit_square(measured.positions)[at] * (SIDE - 2 * DOT), saved.labels, strict=True

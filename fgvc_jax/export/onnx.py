@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from unittest import mock
@@ -96,7 +97,9 @@ def _convert(function: Callable, batch: str | int, size: int, names: list[str]) 
     """The content of an ONNX file of a function of `images`; a batch with a name is of any size."""
     import jax2onnx
 
-    with _forms_for_any_platform():
+    with _forms_for_any_platform(), warnings.catch_warnings():
+        # Its own where() asks jax for float64 and gets the float32 that it should have.
+        warnings.filterwarnings("ignore", "Explicitly requested dtype float64", UserWarning)
         proto = jax2onnx.to_onnx(
             function,
             [(batch, size, size, 3)],

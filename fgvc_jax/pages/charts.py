@@ -12,6 +12,7 @@ import numpy as np
 
 COLOURS = 8  # --c0 ... --c7 of the style
 MOST = 600  # points of a line
+FEW = 10  # images of a bin whose share says little
 NARROW = 544  # pixels: a wider chart is not shrunk below this on a page
 
 # Shared by the pages and the files: light, and dark where the reader prefers it.
@@ -65,8 +66,8 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def number(x: float) -> str:
-    """As short as it can be: 12k, 0.25."""
-    if abs(x) >= 10_000:
+    """As short as it can be: 5k, 0.25."""
+    if abs(x) >= 1_000:
         return f"{x / 1000:,.4g}k" if abs(x) < 1e6 else f"{x / 1e6:,.4g}M"
     return f"{x:.4g}"
 
@@ -148,8 +149,11 @@ def lines(
     every_y = [v for line in series for v in line.ys]
     low, high = min(every_y), max(every_y)
     room = 0.05 * (high - low or abs(high) or 1)
+    low, high = low - room, high + room
+    if show is percent:  # shares; nearer than half a point the ticks would be the same
+        low, high = max(0, min(low, high - 0.005)), min(1, high)
     xs = (min(0, *every_x), max(every_x))
-    plane = _Plane(title, x, y, xs, (low - room, high + room), size, show_x, show)
+    plane = _Plane(title, x, y, xs, (low, high), size, show_x, show)
     for i, line in enumerate(series):
         keep = np.unique(np.linspace(0, len(line.xs) - 1, min(MOST, len(line.xs))).astype(int))
         px, py = [line.xs[k] for k in keep], [line.ys[k] for k in keep]
@@ -168,7 +172,7 @@ def lines(
         return plane.svg(title)
     left, top = LEFT, size[1] + 8
     for i, line in enumerate(series):
-        wide = 26 + 6.6 * len(line.name)
+        wide = 30 + _width(line.name)
         if left > LEFT and left + wide > size[0]:
             left, top = LEFT, top + 18
         plane.parts.append(
@@ -181,14 +185,14 @@ def lines(
 
 def intervals(rows: Sequence[tuple[str, float, float, float]], title: str, x: str) -> str:
     """A point with its interval for each (name, low, value, high), shares between 0 and 1."""
-    left, width, each = 190, 720, 30
+    left, width, each = 20, 440, 40  # names above the lines, so that a phone shows all of it
     low, high = min(r[1] for r in rows), max(r[3] for r in rows)
     room = 0.06 * (high - low or 0.1)
     low, high = max(0, low - room), min(1, high + room)
     height = 34 + each * len(rows) + 40
 
     def at(value: float) -> float:
-        return left + (value - low) / (high - low) * (width - left - 24)
+        return left + (value - low) / (high - low) * (width - 2 * left)
 
     parts = [f'<text class="title" x="0" y="16">{escape(title)}</text>']
     bottom = height - 36
@@ -198,22 +202,20 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], title: str, x: st
             f'<text x="{at(value):.1f}" y="{bottom + 16}" text-anchor="middle">{percent(value)}</text>'
         )
     for i, (name, start, value, end) in enumerate(rows):
-        y, colour = 34 + each * (i + 0.5), i % COLOURS
+        y, colour = 34 + each * (i + 0.7), i % COLOURS
         parts.append(
-            f'<text class="ink" x="{left - 12}" y="{y + 4}" text-anchor="end">{escape(_cut(name, 27))}</text>'
+            f'<text class="ink" x="0" y="{y - 13}">{escape(_cut(name, 60))}</text>'
             f'<path class="s{colour}" stroke-width="3" stroke-linecap="round" '
             f'd="M{at(start):.1f} {y}H{at(end):.1f}"/>'
             f'<circle class="f{colour}" cx="{at(value):.1f}" cy="{y}" r="6">'
             f"<title>{escape(name)}: {percent(value)} ({percent(start)} to {percent(end)})</title></circle>"
         )
-    parts.append(
-        f'<text x="{(left + width) / 2}" y="{height - 4}" text-anchor="middle">{escape(x)}</text>'
-    )
+    parts.append(f'<text x="{width / 2}" y="{height - 4}" text-anchor="middle">{escape(x)}</text>')
     return _svg(width, height, title, parts)
 
 
 def reliability(found) -> str:
-    """The diagram of a `fgvc_jax.metrics.calibration.Reliability`."""
+    """The diagram of a `fgvc_jax.metrics.calibration.Reliability`; bars of few images are pale."""
     plane = _Plane(
         "Reliability", "confidence of the answer", "share that is right", (0, 1), (0, 1), (440, 300),
         percent, percent,
@@ -228,12 +230,14 @@ def reliability(found) -> str:
         sure, right_ones = percent(found.confidence[i]), percent(found.accuracy[i])
         text = f"{int(count):,} images, confidence {sure}, right {right_ones}"
         plane.parts.append(
-            f'<rect class="f0" opacity=".75" x="{left + 1:.1f}" y="{top:.1f}" width="{right - left - 2:.1f}" '
+            f'<rect class="f0" opacity="{0.25 if count < FEW else 0.75}" x="{left + 1:.1f}" '
+            f'y="{top:.1f}" width="{right - left - 2:.1f}" '
             f'height="{max(bottom - top, 0):.1f}"><title>{text}</title></rect>'
             f'<path class="s4" stroke-width="2" d="M{left + 1:.1f} {expected:.1f}H{right - 1:.1f}"/>'
         )
     plane.parts.append(
-        f'<path class="axis" stroke-dasharray="4 4" d="{plane.path((0, 1), (0, 1))}"/>'
+        '<path fill="none" style="stroke:var(--ink)" stroke-dasharray="4 4" opacity=".6" '
+        f'd="{plane.path((0, 1), (0, 1))}"/>'
     )
     return plane.svg("Reliability diagram")
 
@@ -246,10 +250,7 @@ def matrix(counts_CC: np.ndarray, classes: Sequence[str]) -> str:
     width, height = margin + cell * n + 8, margin + cell * n + 26
     share = counts_CC / np.maximum(counts_CC.sum(1, keepdims=True), 1)
     small = min(11, cell - 2)
-    parts = [
-        f'<text x="{margin + cell * n / 2:.0f}" y="{height - 6:.0f}" text-anchor="middle">'
-        "columns: what was answered; rows: the true class</text>"
-    ]
+    parts = [f'<text x="0" y="{height - 6:.0f}">rows: the true class; columns: the answer</text>']
     for i, name in enumerate(classes):
         text, middle = escape(_cut(name, 22)), margin + cell * (i + 0.5)
         parts.append(
@@ -299,7 +300,7 @@ def points(
     parts = []
     for i in np.argsort(wrong, kind="stable"):  # rings on top
         hue = f"hsl({labels[i] * 137.508 % 360:.0f} {55 + labels[i] % 3 * 12}% {48 + labels[i] % 2 * 8}%)"
-        ring = ' stroke="var(--bad)" stroke-width="2"' if wrong[i] else ""
+        ring = ' stroke="var(--bad)" stroke-width="1.5"' if wrong[i] else ""
         parts.append(
             f'<circle cx="{place[i, 0]:.1f}" cy="{place[i, 1]:.1f}" r="4.5" fill="{hue}" '
             f'fill-opacity=".8"{ring}>'
@@ -307,37 +308,56 @@ def points(
         )
     present = np.unique(labels)
     if len(present) <= 60:
-        for label in present:
-            x, y = np.median(place[labels == label], axis=0)
-            name = escape(_cut(classes[label], 22))
-            x = np.clip(x, 3.6 * len(name), width - 3.6 * len(name))
+        names = [_cut(classes[label], 22) for label in present]
+        middles = [np.median(place[labels == label], axis=0) for label in present]
+        for name, (x, y) in zip(names, _apart(middles, names, width), strict=True):
             parts.append(
-                f'<text class="halo" x="{x:.0f}" y="{y:.0f}" text-anchor="middle">{name}</text>'
+                f'<text class="halo" x="{x:.0f}" y="{y:.0f}" text-anchor="middle">{escape(name)}</text>'
             )
     return _svg(width, height, "Embedding", parts)
 
 
+def _apart(middles: Sequence[np.ndarray], names: Sequence[str], width: float) -> list[tuple]:
+    """Where names stand, each as near its place as the earlier ones leave room, above or below it."""
+    placed: list[tuple] = []
+    for (x, y), half in zip(middles, (_width(name) / 2 + 2 for name in names), strict=True):
+        x = np.clip(x, half, width - half)
+        for step in range(2 * len(names)):
+            tried = y + 14 * (-1) ** step * ((step + 1) // 2)
+            if all(abs(x - a) >= half + b or abs(tried - c) >= 13 for a, c, b in placed):
+                break
+        placed.append((x, tried, half))
+    return [(x, y) for x, y, _ in placed]
+
+
 def differences(rows: Sequence[tuple[str, float]], title: str, x: str) -> str:
     """Signed bars (name, difference), shares; to the right is better."""
-    left, width, each = 190, 720, 20
-    most = max((abs(value) for _, value in rows), default=0) or 0.01
-    height, middle = 34 + each * len(rows) + 36, (left + width - 60) / 2
+    left, width, each, room = 156, 480, 20, 46  # room: for the number beyond a bar
+    values = [value for _, value in rows]
+    low, high = min(0, *values), max(0, *values)
+    scale = (width - left - 2 * room) / (high - low or 0.01)
+    height, middle = 34 + each * len(rows) + 36, left + room - low * scale
     parts = [
         f'<text class="title" x="0" y="16">{escape(title)}</text>',
         f'<path class="axis" d="M{middle} 28V{height - 34}"/>',
         f'<text x="{middle}" y="{height - 8}" text-anchor="middle">{escape(x)}</text>',
     ]
     for i, (name, value) in enumerate(rows):
-        y, long = 32 + each * i, (width - left - 120) / 2 * value / most
+        y, long = 32 + each * i, scale * value
         parts.append(
             f'<text class="ink" x="{left - 12}" y="{y + 12}" text-anchor="end">'
-            f"{escape(_cut(name, 27))}</text>"
+            f"{escape(_cut(name, 22))}</text>"
             f'<rect x="{min(middle, middle + long):.1f}" y="{y + 2}" width="{abs(long):.1f}" '
             f'height="{each - 5}" style="fill:var({"--good" if value > 0 else "--bad"})" opacity=".85"/>'
             f'<text x="{middle + long + (5 if value >= 0 else -5):.1f}" y="{y + 12}" '
             f'text-anchor="{"start" if value >= 0 else "end"}">{100 * value:+.1f}</text>'
         )
     return _svg(width, height, title, parts)
+
+
+def _width(text: str) -> float:
+    """Pixels of a text at the size of the charts, rather too many than too few."""
+    return sum(9 if letter.isupper() else 7.2 for letter in text)
 
 
 def _cut(name: str, most: int) -> str:

@@ -223,7 +223,7 @@ def overlaid(entries: Sequence[Entry]) -> list[str]:
                 series.append(charts.Line(entry.name, [each * s for s in steps], values))
         if series:
             label = "images trained on in the phase that is compared"
-            drawn.append(charts.lines(series, title, label, y, show=show, size=(560, 320)))
+            drawn.append(charts.lines(series, title, label, y, show=show, size=(480, 290)))
     return drawn
 
 

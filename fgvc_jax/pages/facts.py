@@ -73,7 +73,7 @@ def verdict(run: Finished, subject: Subject) -> tuple[str, list[str], str]:
         first = f"For {share} of {row['count']:,} {images} the nearest other image is of the same class."
         return first, [], ""
     first = (
-        f"{subject.name} is right on {100 * row['top1']:.1f} % of {row['count']:,} {images} "
+        f"The model ({subject.name}) is right on {100 * row['top1']:.1f} % of {row['count']:,} {images} "
         f"(95 % interval {100 * row['top1_low']:.1f} to {100 * row['top1_high']:.1f})."
     )
     return first, ["The run has no control, so it says nothing about what the method adds."], ""
@@ -201,7 +201,7 @@ def warnings(run: Finished) -> dict[str, Any]:
             "severity": item["severity"],
             "text": item["text"],
             "advice": item["advice"],
-            "cases": [" and ".join(case["files"][:3]) for case in item["cases"][:3]],
+            "cases": [" and ".join(_case(case)) for case in item["cases"][:3]],
             "more": max(0, len(item["cases"]) - 3),
         }
         for item in items
@@ -209,6 +209,12 @@ def warnings(run: Finished) -> dict[str, Any]:
     ]
     note = "" if told else "The data doctor found nothing to warn of."
     return {"items": told, "note": note}
+
+
+def _case(case: dict[str, Any]) -> list[str]:
+    """Up to three files of a finding, each with the place that it has in the data."""
+    named = zip(case["files"], case["places"], strict=True)
+    return [f"{file} ({place})" for file, place in named][:3]
 
 
 def cost(run: Finished) -> dict[str, Any]:

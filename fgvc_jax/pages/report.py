@@ -222,8 +222,9 @@ class _Report:
                 self._look_at(items, rows)
             except UserError as error:
                 note = str(error)
-        flat = any(item["photos"] and not item["heat"] for item in items)
-        return {"items": items, "note": note, "flat": flat, "total": int((~answers.right).sum())}
+        near, heat = (any(item[key] for item in items) for key in ("photos", "heat"))
+        total = int((~answers.right).sum())
+        return {"items": items, "note": note, "heat": heat, "near": near, "total": total}
 
     @property
     def retrieval(self) -> bool:
@@ -417,6 +418,7 @@ class _Report:
             "half": half,
             "temperature": warmth,
             "after": after,
+            "few": charts.FEW,
             "sure": float(answers.sure.mean()),
             "right": float(answers.right.mean()),
         }

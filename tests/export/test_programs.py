@@ -141,6 +141,27 @@ def test_onnx_in_onnxruntime(specification, photos, tmp_path):
         assert names == ["embedding"]
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error:Explicitly requested dtype")  # what a person would read
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("bilinear", {"reduction": 8}),
+        ("cmal", {"hidden": 8, "width": 16}),
+        ("fbsd", {"hidden": 8, "width": 16}),
+    ],
+)
+def test_other_methods_as_onnx_of_any_batch(method, arguments, photos, tmp_path):
+    """`to_onnx` itself runs the file on all photos, in parts of two sizes, and compares to 1e-4."""
+    pytest.importorskip("jax2onnx")
+    specification = dataclasses.replace(SMALL, method=method, method_arguments=arguments)
+    finish(tmp_path / "train", specification)
+    to_onnx(tmp_path, tmp_path / "out", images=[photos])
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["inputs"] == {"images": ["batch", 64, 64, 3]}
+    assert config["outputs"] == ["probabilities", "embedding"]
+
+
 @pytest.mark.parametrize("to_format", [to_stablehlo, to_onnx])
 def test_a_file_that_computes_something_else_is_refused(
     to_format, run, photos, tmp_path, monkeypatch

@@ -93,6 +93,18 @@ def test_the_page_is_whole(audited, width):
 
 
 @needs_browser
+def test_a_patch_of_nothing_cannot_be_downloaded_and_looks_so(audited):
+    def look(tab):
+        seen = "getComputedStyle(document.getElementById('download')).opacity"
+        before = tab.is_disabled("#download"), float(tab.evaluate(seen))
+        tab.click("article >> nth=0 >> text=Relabel to")
+        return before, (tab.is_disabled("#download"), float(tab.evaluate(seen)))
+
+    before, after = visit(audited / "audit.html", act=look).result
+    assert before[0] and before[1] < 0.6 and after == (False, 1.0)
+
+
+@needs_browser
 def test_choices_are_kept_and_become_a_patch_that_training_reads(config, audited, tmp_path):
     def choose(tab):
         tab.click("article >> nth=0 >> text=Relabel to")

@@ -12,6 +12,14 @@ from PIL import Image
 from fgvc_jax import cli
 
 
+def call(*arguments):
+    before, sys.argv = sys.argv, ["fgvc", *map(str, arguments)]
+    try:
+        return cli.main()
+    finally:
+        sys.argv = before
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """Two runs, of three saved points and of two, with class names that are no HTML."""
@@ -28,10 +36,7 @@ def drawn(tmp_path_factory):
         manifest = {"classes": classes, "splits": {"train": {"a": 0, "b": 1}}}
         (root / name / "manifest.json").write_text(json.dumps(manifest))
         (root / name / "train" / "DONE.json").write_text('{"steps": 20, "images": 40}')
-    before = sys.argv
-    sys.argv = ["fgvc", "evolution", str(root / "all"), f"--run2={root / 'hard'}"]
-    assert cli.main() == 0
-    sys.argv = before
+    assert call("evolution", root / "all", f"--run2={root / 'hard'}") == 0
     return root / "all" / "evolution"
 
 
@@ -39,6 +44,23 @@ def drawn(tmp_path_factory):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_page_is_whole(drawn, width):
     assert visit(drawn / "evolution.html", width, dark=width == 390).faults() == []
+
+
+@needs_browser
+def test_one_run_fits_a_desk(drawn, tmp_path):
+    """Slider, dots and both charts in one window of 1400 x 900, and the slider stays when a phone scrolls."""
+    assert call("evolution", drawn.parent, f"--out={tmp_path}") == 0
+    bottoms = "[...document.querySelectorAll('canvas')].map(x => x.getBoundingClientRect().bottom)"
+    assert (
+        visit(tmp_path / "evolution.html", act=lambda tab: max(tab.evaluate(bottoms))).result <= 900
+    )
+
+    def scroll(tab):
+        tab.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+        assert tab.evaluate("window.scrollY") > 100
+        return tab.locator("#at").bounding_box()["y"]
+
+    assert 0 <= visit(tmp_path / "evolution.html", 390, act=scroll).result < 100
 
 
 @needs_browser

@@ -48,6 +48,7 @@ def test_the_run_ends_with_it(finished):
                     "mined pairs", "Re-ranking", "Embedding", "Calibration", "Data warnings",
                     "Origin and cost"):  # fmt: skip
         assert heading in text
+    assert "Heat maps are Grad-CAM's" in text and "nearest training photo of each" in text
     assert "fgvc train --config=x.py &#39;--workdir=a b&#39;" in text
     assert "http://" not in text.replace("http://www.w3.org", "") and "https://" not in text
     assert "<b>bee" not in text and "&lt;b&gt;bee" in text
@@ -187,7 +188,9 @@ def test_a_run_without_pipeline_has_no_mined_pairs(copy):
     report.make(copy, use_model=False)
     text = page(copy)
     assert "mined pairs" not in text and "Re-ranking" not in text
-    assert numbers(copy)["verdict"].startswith("finetune is right on ")
+    assert numbers(copy)["verdict"].startswith("The model (finetune) is right on ")
+    # No pictures are described that are not there.
+    assert "Heat maps are" not in text and "nearest training photo" not in text
     assert "says nothing about what the method adds" in numbers(copy)["verdict"]
 
 
