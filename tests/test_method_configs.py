@@ -46,6 +46,19 @@ ROWS = [
 SHARED = {"finenet"}  # parts of configs, which are none themselves
 
 
+SHAPES = {}
+
+
+def shapes(specification):
+    """The parameters by path. Of rows that differ in data, optimizer or view they are the same: made once."""
+    made = specification
+    key = repr((made.backbone, made.backbone_arguments, made.method, made.method_arguments))
+    key += f"{len(made.classes)} {made.view.size}"
+    if key not in SHAPES:
+        SHAPES[key] = tree.weights(nnx.eval_shape(made.build))["params"]
+    return SHAPES[key]
+
+
 def test_every_config_is_in_a_test():
     tested = {name.partition(":")[0] for name in every()} | set(VARIANTS) | SHARED
     assert {path.stem for path in CONFIGS.glob("*.py")} == tested
@@ -63,7 +76,7 @@ def test_builds_at_full_size_and_every_pattern_matches(name, classes):
     assert trained and c.phases(config)[-1] == "evaluate"
     for phase in trained:
         specification = models.specify(phase.section)
-        params = tree.weights(nnx.eval_shape(specification.build))["params"]
+        params = shapes(specification)
         # Raises for a pattern of frozen or faster parameters that matches nothing.
         recipe = training.recipe(
             phase.section, f"config.{phase.name}", params, Length(1000, phase.section.batch, 6000)

@@ -32,6 +32,27 @@ class Variant(NamedTuple):
     fixed: dict[str, Any] = {}  # noqa: RUF012
 
 
+class _Draws:
+    """The keys that `rngs.params()` gives one after another, counted in Python.
+
+    nnx counts in an array that it writes by index, which makes tracing quadratic on jax 0.10: it took two
+    thirds of the time in which a deep net is built as shapes.
+    """
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.stream, self.drawn = rngs.params, 0
+        self.key, self.start = self.stream.key[...], self.stream.count[...]
+
+    def params(self) -> jax.Array:
+        key = jax.random.fold_in(self.key, self.start + self.drawn)
+        self.drawn += 1
+        return key
+
+    def done(self) -> None:
+        """What draws from these Rngs next goes on behind the last key."""
+        self.stream.count[...] = self.start + self.drawn
+
+
 class Backbone(nnx.Module):
     """A net without its classifier; `info` describes it.
 
@@ -81,8 +102,10 @@ class Backbone(nnx.Module):
         self.check(name, **arguments)
         self.dtype = dtype
         self.remat = remat
-        kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        draws = _Draws(rngs)
+        kw = {"dtype": dtype, "param_dtype": param_dtype, "rngs": draws}
         self.info = self.build(name, image_size, kw, **arguments)
+        draws.done()
 
     def __call__(
         self,
