@@ -1,5 +1,7 @@
 """The pipeline made so small that a whole run takes seconds."""
 
+import gc
+
 from fgvc_jax import files, recipes
 from fgvc_jax import mesh as meshes
 from fgvc_jax.config import base
@@ -11,6 +13,10 @@ from fgvc_jax.data.load import load
 from fgvc_jax.images.view import View
 from fgvc_jax.phases import complete
 from fgvc_jax.train.stop import Stop
+
+# As conftest.py does for the tests themselves; here for the processes that they start.
+gc.freeze()
+gc.set_threshold(100_000, 50, 1000)
 
 VIEW = View(32, 32, (0.5,) * 3, (0.5,) * 3, "bilinear", (0.5, 1.0), (1.0, 1.0), 0.5)
 

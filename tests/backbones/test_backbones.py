@@ -265,7 +265,7 @@ def test_every_backbone_has_a_count():
     assert sorted(COUNTS) == sorted(backbones.names())
 
 
-# With TensorFlow's padding they are the nets above with another argument of their convolutions; one stays.
+# Those of TensorFlow's padding are the nets above with another argument of their convolutions.
 AGAIN = [name for name in COUNTS if name.startswith("tf_") and name != "tf_efficientnet_b0"]
 
 
