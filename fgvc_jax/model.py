@@ -19,6 +19,7 @@ from fgvc_jax.errors import UserError
 from fgvc_jax.images.batch import plain_views, random_views
 from fgvc_jax.images.tta import placed_views, places
 from fgvc_jax.images.view import View
+from fgvc_jax.layers import remat
 from fgvc_jax.train import tree
 from fgvc_jax.train.checkpoint import Checkpoints, pick
 from fgvc_jax.train.step import predict_step, predict_views_step
@@ -88,9 +89,7 @@ class Specification:
         try:
             view = View(**{key: tuples(value) for key, value in content["view"].items()})
             ids = tuple(content.get("class_ids", ()))  # older models have none
-            # A yes or no in older ones.
-            kept = {True: "full", False: "none"}.get(content["remat"], content["remat"])
-            content = content | {"remat": kept}
+            content = content | {"remat": remat.kind_of(content.get("remat", "none"))}
             names = {"classes": tuple(content["classes"]), "class_ids": ids}
             return cls(**content | names | {"view": view})
         except (TypeError, KeyError) as error:

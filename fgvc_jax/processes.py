@@ -44,8 +44,8 @@ def start(
     Args:
       coordinator: 'host:port' of the first process; '' = $JAX_COORDINATOR_ADDRESS, or as the TPU pod, Slurm,
         Kubernetes or MPI says.
-      processes: how many; None = $JAX_NUM_PROCESSES, or as above.
-      process: which one this is, from 0; None = $JAX_PROCESS_ID, or as above.
+      processes: how many; None = $JAX_NUM_PROCESSES where there is a coordinator, else as above.
+      process: which one this is, from 0; None = $JAX_PROCESS_ID likewise.
       local_devices: of this host, which this process uses; () = all.
 
     Raises:
@@ -53,6 +53,10 @@ def start(
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     numbers = {}
+    if not coordinator and (processes is not None or process is not None):
+        raise UserError(
+            "--processes and --process go with --coordinator=HOST:PORT of the first process."
+        )
     if coordinator:
         given = {"processes": processes, "process": process}
         names = {"processes": "JAX_NUM_PROCESSES", "process": "JAX_PROCESS_ID"}
@@ -112,7 +116,8 @@ class _Watch:
         self._answered = time.monotonic()  # by the coordination service
         self._lock = threading.Lock()
         # A call to a machine that is gone may hang, so one thread asks and another one looks at the clock.
-        for loop in (self._ask, self._look):
+        loops = (self._ask, self._look) if self._me else (self._ask,)
+        for loop in loops:
             threading.Thread(target=loop, daemon=True).start()
 
     def leave(self) -> None:
@@ -166,7 +171,8 @@ class _Watch:
     def _missing(self, signs: dict[str, str], seen: dict[str, tuple[str, float]]) -> None:
         """Ends all processes if one has given no new sign of life for too long; for the first process."""
         now = time.monotonic()
-        for key, sign in signs.items():
+        never = {f"{ALIVE}{n}": json.dumps([0, "never heard of"]) for n in range(self._count)}
+        for key, sign in (never | signs).items():
             if sign == "left" or seen.get(key, ("", 0))[0] != sign:
                 seen[key] = (sign, now)
             elif now - seen[key][1] > GONE:
@@ -178,14 +184,16 @@ class _Watch:
             f"no sign of life for {silent:.0f} s ({where}). It was killed, or its machine or its network "
             "failed."
         )
-        with contextlib.suppress(Exception):
-            content = json.dumps({"process": process, "text": text, "status": 1})
-            self._client.key_value_set(f"{ENDED}{process}", content)
+        if process:  # the first one, which keeps the values, cannot be told
+            with contextlib.suppress(Exception):
+                content = json.dumps({"process": process, "text": text, "status": 1})
+                self._client.key_value_set(f"{ENDED}{process}", content)
         self._ended(process, text, 1)
 
     def _ended(self, process: int, text: str, status: int) -> None:
         if process != self._me:
-            self._end(f"error: process {process} of {self._count} ended: {text}\n{GOES_ON}", status)
+            then = f"\n{GOES_ON}" if status != 2 else ""  # there is something to mend first
+            self._end(f"error: process {process} of {self._count} ended: {text}{then}", status)
 
     def _end(self, text: str, status: int) -> NoReturn:
         """Ends this process at once, wherever its main thread hangs."""

@@ -56,16 +56,16 @@ def main() -> None:
         return
     if not values.workdir:
         raise UserError("no workdir: pass --workdir=runs/NAME, the folder for this run's files.")
+    # Before the others are joined: what comes after must not fail outside of `together`.
     from fgvc_jax import processes
+    from fgvc_jax.run import run
+    from fgvc_jax.tracking.logs import to_stdout
 
     if values.distributed or values.coordinator:
         local = _numbers(values.local_devices, "--local_devices")
         processes.start(values.coordinator, values.processes, values.process, local)
     elif values.processes is not None or values.process is not None or values.local_devices:
         raise UserError("--processes, --process and --local_devices go with --distributed.")
-    from fgvc_jax.run import run
-    from fgvc_jax.tracking.logs import to_stdout
-
     to_stdout()
     command = shlex.join(["fgvc", "train", *sys.argv[1:]])
     with processes.together():

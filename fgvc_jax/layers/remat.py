@@ -8,6 +8,11 @@ from flax import nnx
 KINDS = ("none", "products", "full")
 
 
+def kind_of(saved: str | bool) -> str:
+    """The kind that an older config or model.json says by yes or no."""
+    return {True: "full", False: "none"}.get(saved, saved)
+
+
 def call(kind: str, block: nnx.Module, *args: Any) -> Any:
     """block(*args), some of whose inner results are computed again for the gradient.
 

@@ -17,6 +17,7 @@ from fgvc_jax import phases
 from fgvc_jax.data import load, sources
 from fgvc_jax.data.manifest import Split
 from fgvc_jax.errors import UserError
+from fgvc_jax.layers import remat
 from fgvc_jax.model import Specification, load_specification, read_done
 from fgvc_jax.trained import REFIT, find
 
@@ -131,6 +132,8 @@ def read(folder: str | os.PathLike) -> Finished:
 def _config(saved: dict) -> ConfigDict:
     """The config; keys that are newer than the run are at their defaults."""
     config = ConfigDict(saved)
+    if "remat" in config.model:
+        config.model = config.model.to_dict() | {"remat": remat.kind_of(config.model.remat)}
     with config.unlocked():
         usual = [("", phases.complete_base(config))]
         usual += [

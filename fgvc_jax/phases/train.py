@@ -35,12 +35,13 @@ from fgvc_jax.tracking.wandb import Wandb
 from fgvc_jax.tracking.writers import Writer
 from fgvc_jax.train import loop, plateau, tree
 from fgvc_jax.train.build import Program, batch_of, build, new_state
-from fgvc_jax.train.checkpoint import Checkpoints
+from fgvc_jax.train.checkpoint import Checkpoints, Unlogged
 from fgvc_jax.train.clock import Clock
 from fgvc_jax.train.loop import Milestones, Tracker
 from fgvc_jax.train.memory import Estimate, explained
 from fgvc_jax.train.predict import predict_all
 from fgvc_jax.train.step import Recipe, State
+from fgvc_jax.train.stop import Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -243,12 +244,12 @@ class Phase(Base):
         )
         if run.main:
             models.specify(section).save(folder / "model.json")
-        checkpoints = Checkpoints(folder / "checkpoints", milestones.keep)
-        state = self._restore(checkpoints, program, recipe, data, models)
+        checkpoints = Checkpoints(folder / "checkpoints", milestones.keep, mend=True)
+        state, unlogged = self._restore(checkpoints, program, recipe, data, models)
         milestones = milestones._replace(first=int(state["step"]))
         writer = self._writer(run) if run.main else None
         if writer:
-            writer.truncate(milestones.first)
+            writer.truncate(loop.logged(milestones.first, unlogged))
         progress = Progress(
             self.name,
             length.steps,
@@ -274,13 +275,19 @@ class Phase(Base):
                         tracker=Tracker(progress, seconds, writer),
                         stop=run.stop,
                         patience=training.patience(section),
-                        unlogged=checkpoints.unlogged(milestones.first),
+                        unlogged=unlogged,
                         clock=Clock(lengths.seconds(saved_every, "config.checkpoint_every")),
                     )
             last = int(state["step"])
-        finally:
             with seconds.measure("save"):
                 checkpoints.close()
+        except Interrupted:
+            checkpoints.close()
+            raise
+        except BaseException:
+            checkpoints.abandon()
+            raise
+        finally:
             if writer:
                 writer.close()
         return {
@@ -327,12 +334,12 @@ class Phase(Base):
         recipe: Recipe,
         data: Data,
         models: Models,
-    ) -> State:
-        """The state of the latest checkpoint; where there is none, the one that the phase starts from."""
-        latest, state = checkpoints.restore_latest(program.state)
+    ) -> tuple[State, Unlogged]:
+        """The latest checkpoint; where there is none, the state that the phase starts from."""
+        latest, state, unlogged = checkpoints.restore_latest(program.state)
         if state is not None:
             log.info("  %s goes on from step %s of %s", self.name, latest, recipe.total_steps)
-            return state
+            return state, unlogged
         weights = starts.weights(
             self.section,
             models.specify(self.section),
@@ -341,7 +348,7 @@ class Phase(Base):
             seed=phase_seed(self.config.seed, self.name),
             batch_norm_seed=phase_seed(self.config.seed, f"{self.name}/batch_norm"),
         )
-        return new_state(program, weights["params"], weights["batch_stats"], recipe)
+        return new_state(program, weights["params"], weights["batch_stats"], recipe), []
 
     def _compile(
         self,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
@@ -18,14 +19,22 @@ log = logging.getLogger(__name__)
 
 Unlogged = Sequence[tuple[int, dict[str, float]]]  # metrics by step
 
+# In what is raised where a process is gone or memory is short, while the files may be whole.
+_NOT_THE_FILES = ("Gloo", "NCCL", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "Out of memory", "memory")
+
 METRIC = "selection"  # the validation metric, turned so that higher is better
 
 
 class Checkpoints:
     """By step, `weights` (parameters and statistics to use) and `training` (all else that resuming needs)."""
 
-    def __init__(self, directory: str | Path, keep_every: int = 0):
-        """Args: keep_every, a period in steps whose multiples are kept too; 0 for none."""
+    def __init__(self, directory: str | Path, keep_every: int = 0, mend: bool = False):
+        """To be made by all processes.
+
+        Args:
+          keep_every: a period in steps whose multiples are kept too; 0 for none.
+          mend: move aside what cannot even be listed; for the phase that writes here.
+        """
 
         def metric(metrics: dict) -> float:
             return metrics[METRIC]
@@ -38,7 +47,7 @@ class Checkpoints:
         if keep_every:
             policies.append(keep.EveryNSteps(keep_every))
         self.directory = Path(directory).resolve()
-        if jax.process_index() == 0:
+        if mend and jax.process_index() == 0:
             self._check_scores()
         _wait_for_all(f"opened {self.directory}")
         self.manager = ocp.CheckpointManager(
@@ -104,21 +113,28 @@ class Checkpoints:
 
     def restore_latest(
         self, like: dict[str, Any]
-    ) -> tuple[int, dict[str, Any]] | tuple[None, None]:
-        """(step, state) of the latest checkpoint that can be read; (None, None) where there is none at all.
+    ) -> tuple[int, dict[str, Any], Unlogged] | tuple[int, None, Unlogged]:
+        """(step, state, unlogged metrics) of the latest checkpoint that can be read; (0, None, []) if none.
 
-        Later ones that cannot be read are moved beside the folder of checkpoints, which is said.
+        Later ones that cannot be read, in one process or in all, are moved beside the folder of checkpoints,
+        which is said.
 
         Raises:
           UserError: there are some, and none can be read.
         """
         unreadable: dict[int, str] = {}
         for step in sorted(self.manager.all_steps(), reverse=True):
+            why, state, unlogged = "another process cannot read it", None, []
             try:
-                state = self.restore(step, like)
+                state, unlogged = self.restore(step, like), self._unlogged(step)
+                fine = True
             except Exception as error:  # orbax raises many kinds
-                said = str(error).strip().splitlines() or [type(error).__name__]
-                unreadable[step] = said[0][:300]
+                if any(sign in str(error) for sign in _NOT_THE_FILES):
+                    raise
+                why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+                fine = False
+            if not _all(fine):
+                unreadable[step] = why
                 continue
             if unreadable:
                 if jax.process_index() == 0:
@@ -126,9 +142,9 @@ class Checkpoints:
                         self._move_aside(later, why)
                 _wait_for_all(f"moved aside {list(unreadable)}")
                 self.manager.reload()
-            return step, state
+            return step, state, unlogged
         if not unreadable:
-            return None, None
+            return 0, None, []
         step, why = next(iter(unreadable.items()))
         raise UserError(
             f"no checkpoint in {self.directory} can be read; of step {step}: {why}\nIf another version of "
@@ -136,9 +152,8 @@ class Checkpoints:
             f"{self.directory.parent}."
         )
 
-    def unlogged(self, step: int) -> Unlogged:
-        """What `save` was given with the checkpoint; nothing where an older version wrote it."""
-        if not (self.directory / str(step) / "unlogged").exists():
+    def _unlogged(self, step: int) -> Unlogged:
+        if not (self.directory / str(step) / "unlogged").exists():  # an older version wrote it
             return []
         args = ocp.args.Composite(unlogged=ocp.args.JsonRestore())
         found = self.manager.restore(step, args=args)["unlogged"]["steps"]
@@ -146,11 +161,13 @@ class Checkpoints:
 
     def _check_scores(self) -> None:
         """Moves aside what orbax could not even list: a checkpoint whose scores are no JSON."""
-        for file in sorted(self.directory.glob("[0-9]*/metrics/metrics")):
+        for file in sorted(self.directory.glob("*/metrics/metrics")):
+            step = file.parents[1].name
             try:
-                json.loads(file.read_text())
-            except ValueError as error:
-                self._move_aside(int(file.parents[1].name), str(error))
+                if step.isdigit():
+                    json.loads(file.read_text())
+            except (OSError, ValueError) as error:
+                self._move_aside(int(step), str(error))
 
     def _move_aside(self, step: int, why: str) -> None:
         aside = self.directory.parent / f"unreadable_{step}"
@@ -171,6 +188,18 @@ class Checkpoints:
         """Waits for the writing."""
         self.manager.wait_until_finished()
         self.manager.close()
+
+    def abandon(self) -> None:
+        """After an error: one process finishes what it writes; of several some may be gone, so none waits."""
+        if jax.process_count() == 1:
+            self.close()
+
+
+def _all(fine: bool) -> bool:
+    """Whether it is so in all processes."""
+    if jax.process_count() == 1:
+        return fine
+    return bool(multihost_utils.process_allgather(np.bool_(fine)).all())
 
 
 def _wait_for_all(what: str) -> None:

@@ -52,6 +52,18 @@ class Tracker(NamedTuple):
     writer: Writer | None = None
 
 
+def logged(first: int, unlogged: Unlogged) -> int:
+    """The last step whose numbers stand in the log when training goes on from a checkpoint.
+
+    A later line may be there: one that was written after the checkpoint, and is written again.
+
+    Args:
+      first: the checkpoint's step.
+      unlogged: the metrics that it holds.
+    """
+    return unlogged[0][0] - 1 if unlogged else first
+
+
 def fit(
     state: State,
     step_function: Callable,

@@ -12,5 +12,6 @@ def get_config():
     config.phases = tuple(options.get("phases", ("finetune", "evaluate")))
     config.finetune.batch = config.evaluate.batch = options.get("batch", 12)
     config.finetune.length = options.get("length", "12 steps")
+    config.log.every = "3 steps"  # which divides no period of validation
     config.model.dtype = config.model.param_dtype = options.get("dtype", "float32")
     return config

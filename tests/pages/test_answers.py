@@ -1,12 +1,14 @@
 """What a report reads off the answers, against plain loops on made ones."""
 
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
+import tiny
 from sklearn.metrics import confusion_matrix
 
-from fgvc_jax.pages import answers
+from fgvc_jax.pages import answers, finished
 from fgvc_jax.pages.finished import probabilities
 
 CLASSES = ["a", "b", "c", "d"]
@@ -86,3 +88,15 @@ def test_hardest_pairs_are_extreme_and_varied():
     found = answers.hardest(pairs, labels, most=2)
     assert found["same"] == [0, 5]  # not 1, which is 0 turned round
     assert found["different"] == [2, 4]  # not 3, which has the neighbour and the classes of 2
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"), [(False, "none"), (True, "full"), ("products",) * 2]
+)
+def test_the_config_of_an_older_run_is_read(saved, expected):
+    """Its config.model.remat was a yes or no, and newer keys are missing."""
+    content = tiny.pipeline().to_dict()
+    content["model"]["remat"] = saved
+    del content["checkpoint_every"]
+    config = finished._config(json.loads(json.dumps(content)))
+    assert config.model.remat == expected and config.checkpoint_every == "10 min"

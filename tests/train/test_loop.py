@@ -50,11 +50,14 @@ class Run:
 
     def __init__(self, folder):
         self.folder, self.events, self.stop = folder, [], Stop()
+        self.kill_at = None
         self.loss, self.stop_at, self.scores = float, None, lambda step: {METRIC: step / 100}
 
     def step(self, state, batch):
         number = int(state["step"]) + 1
         assert batch == number
+        if number == self.kill_at:
+            raise KeyError("killed")
         self.events.append(("step", number))
         if number == self.stop_at:
             self.stop.requested = int(signal.SIGTERM)
@@ -67,14 +70,14 @@ class Run:
 
     def fit(self, total, eval_every, log_every, keep_every=0, clock=NEVER, **patience):
         checkpoints = Checkpoints(self.folder / "checkpoints")
-        first = checkpoints.latest() or 0
-        state = checkpoints.restore(first, state_at(0)) if first else state_at(0)
+        first, state, unlogged = checkpoints.restore_latest(state_at(0))
         writer = Writer(self.folder, tensorboard=False)
+        writer.truncate(loop.logged(first, unlogged))
         self.text = io.StringIO()
         try:
             with Progress("finetune", total, 1, first_step=first, stream=self.text) as progress:
                 return loop.fit(
-                    state,
+                    state_at(0) if state is None else state,
                     self.step,
                     iter(range(first + 1, total + 1)),
                     milestones=loop.Milestones(first, total, eval_every, log_every, keep_every),
@@ -84,7 +87,7 @@ class Run:
                     stop=self.stop,
                     patience=plateau.Patience(**patience),
                     clock=clock,
-                    unlogged=checkpoints.unlogged(first),
+                    unlogged=unlogged,
                 )
         finally:
             checkpoints.close()
@@ -207,6 +210,24 @@ def test_checkpoints_by_wall_time(run):
     assert run.saved() == (13, 13, [10, 13])
 
 
+@pytest.mark.parametrize("killed_at", range(4, 12))
+def test_a_killed_run_logs_what_an_undisturbed_one_logs(tmp_path, killed_at):
+    """With a checkpoint at every third step, wherever it is killed; log lines at every fourth."""
+
+    def fit(run):
+        return run.fit(total=12, eval_every=6, log_every=4, keep_every=3)
+
+    whole, killed = Run(tmp_path / "whole"), Run(tmp_path / "killed")
+    fit(whole)
+    killed.kill_at = killed_at
+    with pytest.raises(KeyError, match="killed"):
+        fit(killed)
+    killed.kill_at = None
+    fit(killed)
+    for kind in ("train", "val"):
+        assert killed.lines(kind) == whole.lines(kind)
+
+
 # Checkpoints
 
 
@@ -288,9 +309,9 @@ def test_training_goes_on_from_the_checkpoint_before_one_that_cannot_be_read(tmp
         checkpoints.save(step, state_at(step), {METRIC: step / 10})
     checkpoints.close()
     broken(tmp_path / "checkpoints" / "6", how)
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints = Checkpoints(tmp_path / "checkpoints", mend=True)
     with caplog.at_level(logging.WARNING, "fgvc_jax"):
-        step, state = checkpoints.restore_latest(state_at(0))
+        step, state, _ = checkpoints.restore_latest(state_at(0))
     assert step == 4
     jax.tree.map(np.testing.assert_array_equal, state, state_at(4))
     assert "step 6 cannot be read" in caplog.text and "unreadable_6" in caplog.text
@@ -305,11 +326,11 @@ def test_training_goes_on_from_the_checkpoint_before_one_that_cannot_be_read(tmp
 
 def test_where_no_checkpoint_can_be_read_nothing_starts_anew_in_silence(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    assert checkpoints.restore_latest(state_at(0)) == (None, None)
+    assert checkpoints.restore_latest(state_at(0)) == (0, None, [])
     checkpoints.save(2, state_at(2), None)
     checkpoints.close()
     broken(tmp_path / "checkpoints" / "2", "emptied")
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints = Checkpoints(tmp_path / "checkpoints", mend=True)
     with pytest.raises(
         UserError, match=r"(?s)no checkpoint in .* can be read; of step 2: .*anew, remove"
     ):
