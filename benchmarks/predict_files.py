@@ -3,9 +3,10 @@
     python benchmarks/predict_files.py [--files=10000] [--size=224] [--backbone=resnet18] [--out=FILE.json]
 
 Makes JPEGs of 256 x 256 in a temporary folder and a model folder with random weights, runs the command in a
-process of its own, and then measures in this one, on the same files: decoding alone, the forward pass alone
-(on canvases in memory), and the whole stream. With decoding counted apart, the speed over the
-forward pass is the forward's seconds divided by what the stream takes more than decoding alone.
+process of its own, and then measures in this one, on the first --timed files: decoding alone, the forward
+pass alone (on canvases in memory), and all of `predictions`, in turns, so that what else runs on the machine
+disturbs all three alike. With decoding counted apart, the speed over the forward pass is the forward's
+seconds divided by what the whole takes more than decoding alone.
 """
 
 import argparse
@@ -20,14 +21,14 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 from PIL import Image
-from result import add_out, facts, write
+from result import add_out, facts, spread, write
 
 import fgvc_jax
-import fgvc_jax.predictions
 from fgvc_jax import model_folder
 from fgvc_jax.images.view import View
 from fgvc_jax.model import Specification
 from fgvc_jax.model_folder import ModelFolder, Support
+from fgvc_jax.predictions import predictions
 from fgvc_jax.train import tree
 
 DAMAGED = 12
@@ -86,24 +87,50 @@ def make_model(folder: Path, backbone: str, size: int) -> None:
     model_folder.save(folder, content, "made\n")
 
 
-def measure(classifier, files: list[str], batch: int) -> dict[str, float]:
-    """Seconds: decoding alone, forward alone, the stream; after one batch that compiles."""
+def measure(classifier, files: list[str], batch: int, rounds: int) -> dict:
+    """Decoding alone, the forward pass alone, and the stream, in turns; after one batch that compiles.
+
+    Returns:
+      {'seconds', 'cpu_seconds': sums over the rounds by part; and by round the forward pass's seconds over
+      the stream's, 'as_it_is' and less those of decoding, 'decoding_apart': min, median, max}.
+    """
     list(classifier.stream(files[:batch], batch))
-    start = time.perf_counter()
-    for _ in classifier.canvases(files, batch):
-        pass
-    decoding = time.perf_counter() - start
     _, pixels, sizes = next(classifier.canvases(files[:batch], batch))
     step, weights = classifier._step, classifier.weights
-    start = time.perf_counter()
-    for _ in range(-(-len(files) // batch)):
-        found = step(weights["params"], weights["batch_stats"], pixels, sizes, np.uint32(0), 0)
-        np.asarray(found["scores"])
-    forward = time.perf_counter() - start
-    start = time.perf_counter()
-    for _ in fgvc_jax.predictions.predictions(classifier, files, batch=batch):
-        pass
-    return {"decoding": decoding, "forward": forward, "stream": time.perf_counter() - start}
+
+    def decoding(part):
+        for _ in classifier.canvases(part, batch):
+            pass
+
+    def forward(part):
+        for _ in range(-(-len(part) // batch)):
+            found = step(weights["params"], weights["batch_stats"], pixels, sizes, np.uint32(0), 0)
+            np.asarray(found["scores"])
+
+    def stream(part):
+        for _ in predictions(classifier, part, batch=batch):
+            pass
+
+    wall, cpu = [], []
+    each = -(-len(files) // rounds // batch) * batch  # whole batches
+    for start in range(0, len(files), each):
+        part = files[start : start + each]
+        wall.append({})
+        cpu.append({})
+        for work in (decoding, forward, stream):
+            before = time.perf_counter(), time.process_time()
+            work(part)
+            wall[-1][work.__name__] = time.perf_counter() - before[0]
+            cpu[-1][work.__name__] = time.process_time() - before[1]
+    return {
+        "rounds": len(wall),
+        "seconds": {name: round(sum(r[name] for r in wall), 2) for name in wall[0]},
+        "cpu_seconds": {name: round(sum(r[name] for r in cpu), 2) for name in cpu[0]},
+        "over_forward": {
+            "as_it_is": spread([r["forward"] / r["stream"] for r in wall]),
+            "decoding_apart": spread([r["forward"] / (r["stream"] - r["decoding"]) for r in wall]),
+        },
+    }
 
 
 def main() -> None:
@@ -112,6 +139,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--timed", type=int, default=2560, help="files of the rounds")
+    parser.add_argument("--rounds", type=int, default=10)
     add_out(parser)
     arguments = parser.parse_args()
     result = facts(("jax", "numpy", "pillow"))
@@ -129,7 +158,8 @@ def main() -> None:
         with open(out, newline="") as file:
             rows = list(csv.DictReader(file))
         bad = [row for row in rows if row["error"]]
-        found = measure(fgvc_jax.load(model), files, arguments.batch)
+        timed = files[: arguments.timed]
+        found = measure(fgvc_jax.load(model), timed, arguments.batch, arguments.rounds)
     result |= {
         "backbone": arguments.backbone,
         "size": arguments.size,
@@ -140,10 +170,8 @@ def main() -> None:
         "command_seconds": seconds,
         "command_images_per_second": len(rows) / seconds,
         "command_peak_gib": peak,
-        "seconds": found,
-        "over_forward_decoding_apart": found["forward"] / (found["stream"] - found["decoding"]),
-        "over_forward_as_it_is": found["forward"] / found["stream"],
-    }
+        "timed": len(timed),
+    } | found
     write(result, arguments.out)
     for row in bad:
         print(f"  {Path(row['file']).name}: {row['error'].replace(row['file'], '')}")
