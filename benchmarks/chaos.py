@@ -78,15 +78,12 @@ def arrays(workdir: Path):
         found = np.load(file)
         for name in getattr(found, "files", [""]):
             yield f"{file.relative_to(workdir)} {name}", found[name] if name else found
-    items = ocp.args.Composite(
-        weights=ocp.args.StandardRestore(), training=ocp.args.StandardRestore()
-    )
     for folder in sorted(workdir.rglob("checkpoints")):
         checkpoints = Checkpoints(folder)
         for which, step in (("best", checkpoints.best()), ("last", checkpoints.latest())):
             where = f"{folder.relative_to(workdir)} {which}"
             yield f"{where} step", np.asarray(step)
-            state = dict(checkpoints.manager.restore(step, args=items))
+            state = checkpoints.arrays(step)
             for path, leaf in ocp.tree.to_flat_dict(state, sep="/").items():
                 yield f"{where} {path}", np.asarray(leaf)
         checkpoints.close()

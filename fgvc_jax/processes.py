@@ -2,7 +2,8 @@
 
 JAX's coordination service keeps values by key for all processes; the first process serves it. In it each
 process says every few seconds that it is alive, and one that fails says why. (JAX itself notices a killed
-process, too, but ends the others by an abort in C++ that names no cause.)
+process, too, but ends the others by an abort in C++ that names no cause. Where the first process is killed
+that abort comes first: a client cannot outlive its service.)
 """
 
 import contextlib

@@ -184,6 +184,17 @@ class Checkpoints:
         args = ocp.args.Composite(weights=ocp.args.StandardRestore(like))
         return self.manager.restore(step, args=args)["weights"]
 
+    def arrays(self, step: int) -> dict[str, Any]:
+        """{'weights', 'training'}: all arrays of a step as NumPy's, whatever devices they were saved from."""
+
+        def read(folder: Path) -> Any:
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                tree = reader.metadata(folder).item_metadata.tree
+                kind = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+                return reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=kind))
+
+        return {item: read(self.directory / str(step) / item) for item in ("weights", "training")}
+
     def close(self) -> None:
         """Waits for the writing."""
         self.manager.wait_until_finished()

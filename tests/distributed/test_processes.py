@@ -124,8 +124,7 @@ def test_an_error_in_one_process_ends_all_with_its_message(tmp_path, number, pla
     ("number", "place", "options"),
     [
         (2, "data", {"gone": 12}),
-        pytest.param(0, "data", {}, marks=pytest.mark.slow),
-        pytest.param(0, "validation", {}, marks=pytest.mark.slow),
+        pytest.param(2, "validation", {}, marks=pytest.mark.slow),
         pytest.param(1, "validation", {}, marks=pytest.mark.slow),
     ],
 )
@@ -137,10 +136,23 @@ def test_when_a_process_is_killed_the_others_say_which_and_end(tmp_path, number,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", ["data", "validation"])
+def test_when_the_first_process_is_killed_jax_ends_the_others(tmp_path, place):
+    """It serves the coordination service, whose clients abort without it: in time, in words of JAX's own."""
+    ended, seconds = kill_at_the_fault(begin(tmp_path, 3, {0: [f"hang@{place}"]}), 0)
+    assert seconds < WITHIN
+    for status, _, err in ended[1:]:
+        assert status == -signal.SIGABRT or "process 0 of 3 ended: no sign of life" in err
+        assert "another task died" in err or "process 0 of 3" in err
+
+
+@pytest.mark.slow
 def test_sigterm_to_one_process_saves_at_one_step_in_all(tmp_path):
     options = {"length": "400 steps", "phases": ["finetune"]}
     running = begin(tmp_path, 3, **options)
-    assert any("step 8: validation" in line for line in running[0].stdout)
+    while not (tmp_path / "finetune" / "checkpoints" / "8").is_dir():
+        assert running[0].poll() is None
+        time.sleep(0.1)
     running[1].send_signal(signal.SIGTERM)
     ended = end(running)
     for status, _, err in ended:
@@ -149,15 +161,14 @@ def test_sigterm_to_one_process_saves_at_one_step_in_all(tmp_path):
     steps = [int(p.name) for p in (tmp_path / "finetune" / "checkpoints").glob("[0-9]*")]
     again = begin(tmp_path, 3, **options | {"length": "400 steps"})
     assert any(f"goes on from step {max(steps)}" in line for line in again[0].stdout)
-    again[2].send_signal(signal.SIGTERM)
-    assert {status for status, _, _ in end(again)} == {128 + signal.SIGTERM}
+    assert {status for status, _, _ in end(again)} == {0}
 
 
 def state(folder):
     from fgvc_jax.train.checkpoint import Checkpoints
 
     checkpoints = Checkpoints(folder / "finetune" / "checkpoints")
-    weights = checkpoints.manager.restore(12)["weights"]
+    weights = checkpoints.arrays(12)["weights"]
     checkpoints.close()
     return {f"{kind}/{k}": v for kind, flat in weights.items() for k, v in flat.items()}
 
