@@ -102,19 +102,17 @@ def _timeless(content: dict) -> dict:
     return {key: value for key, value in content.items() if key not in CLOCKS}
 
 
-def differences(whole: Path, killed: Path) -> list[str]:
+def contents(workdir: Path) -> dict[str, object]:
+    """All that is compared, by name; an array as its dtype, shape and bytes."""
+    found = {name: (x.dtype, x.shape, x.tobytes()) for name, x in arrays(workdir)}
+    return found | dict(numbers(workdir))
+
+
+def differences(one: dict[str, object], other: dict[str, object]) -> list[str]:
     """What differs, by name."""
-    expected, found = dict(arrays(whole)), dict(arrays(killed))
-    names = expected.keys() ^ found.keys()
-    for name in expected.keys() & found.keys():
-        a, b = expected[name], found[name]
-        if a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes():
-            names.add(name)
-    one, other = dict(numbers(whole)), dict(numbers(killed))
-    names |= {
+    return sorted(
         n for n in one.keys() | other.keys() if one.get(n, "absent") != other.get(n, "absent")
-    }
-    return sorted(names)
+    )
 
 
 def main() -> None:
@@ -130,9 +128,9 @@ def main() -> None:
     rng = random.Random(args.seed)
     whole = args.workdir / "whole"
     Run(args, rest, whole).ends_within(float("inf"))
-    start = (
-        time.monotonic()
-    )  # again, with everything compiled: how long a run takes that has something to do
+    expected = contents(whole)
+    # Again, with everything compiled: how long a run takes that has something to do.
+    start = time.monotonic()
     Run(args, rest, args.workdir / "timed").ends_within(float("inf"))
     length = time.monotonic() - start
     print(f"a run in peace takes {length:.0f} s", flush=True)
@@ -153,17 +151,16 @@ def main() -> None:
             one.kill(rng)
             kills += 1
             print(f"kill {kills} of {args.kills}: run {runs}, after {moment:.1f} s", flush=True)
-        found = differences(whole, workdir)
+        found = differences(expected, contents(workdir))
         different += [f"{workdir.name}: {name}" for name in found]
         print(f"run {runs}: {len(found)} differences", *found[:20], sep="\n  ", flush=True)
-    compared = len(dict(arrays(whole))) + len(dict(numbers(whole)))
     row = {
         "kills": kills,
         "runs": runs,
         "processes": args.processes,
         "seconds_in_peace": round(length),
     }
-    row |= {"compared_in_each": compared, "differences": different}
+    row |= {"compared_in_each": len(expected), "differences": different}
     print(json.dumps(row))
     if args.out:
         write(facts(("jax", "flax", "optax", "orbax-checkpoint", "numpy")) | row, args.out)

@@ -59,9 +59,7 @@ def disk_explained(folder: str | os.PathLike) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # orbax and tensorstore raise a ValueError with the system's words in it
+    except Exception as error:  # tensorstore raises a ValueError with the system's words in it
         said = next((words for words in _DISK if words in str(error)), "")
         if not said:
             raise

@@ -18,7 +18,7 @@ AXES = ("data", "fsdp")
 BATCH = P(AXES)  # the batch axis is split over all devices of the mesh
 SMALLEST = (
     2**16
-)  # elements of a kernel that is worth splitting: smaller ones cost more to gather than to keep
+)  # elements of a kernel that is split: smaller ones cost more to gather than to keep
 
 
 def make(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -75,11 +75,9 @@ def gathered(
 
     def one(path: str, x: jax.Array) -> jax.Array:
         parts = _split(path, x.shape, mesh.shape["fsdp"])
-        return (
-            x
-            if parts == P()
-            else _gather(x, NamedSharding(mesh, parts), jnp.dtype(dtype or x.dtype))
-        )
+        if parts == P():
+            return x
+        return _gather(x, NamedSharding(mesh, parts), jnp.dtype(dtype or x.dtype))
 
     return {path: one(path, x) for path, x in params.items()}
 
@@ -125,6 +123,12 @@ def to_host(x: jax.Array) -> np.ndarray:
     if x.is_fully_addressable or x.is_fully_replicated:
         return np.asarray(x)
     return multihost_utils.process_allgather(x, tiled=True)
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when all processes have called it with this name; at once where there is one."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def name_devices() -> str:

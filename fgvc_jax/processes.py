@@ -135,9 +135,8 @@ class _Watch:
         elif isinstance(error, KeyboardInterrupt):
             text, status = "stopped by Ctrl-C", 128 + signal.SIGINT
         elif any(sign in text for sign in _SIGNS):
-            time.sleep(
-                GONE + 5 * EVERY
-            )  # the watching threads find out who is missing, and end this process
+            # The watching threads find out who is missing, and end this process.
+            time.sleep(GONE + 5 * EVERY)
         with contextlib.suppress(Exception):
             content = json.dumps({"process": self._me, "text": text, "status": status})
             self._client.key_value_set(f"{ENDED}{self._me}", content)

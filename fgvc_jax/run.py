@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from fgvc_jax import checks, files, methods, phases, plan, rerun, workdir
@@ -248,7 +247,7 @@ def _phases(
             both = (hashes[phase.name], shorter[phase.name])
             if run.main:
                 workdir.take_over(phase.name, directory, both, steps, sources)
-            _wait_for_all(f"took over {phase.name}")
+            meshes.wait_for_all(f"took over {phase.name}")
         found = read_done(directory)
         if found.get("hash") == hashes[phase.name]:
             done[phase.name] = found
@@ -282,16 +281,11 @@ def _phases(
         }
         if run.main:
             files.write_json(run.directory(phase.name) / "DONE.json", result)
-        _wait_for_all(phase.name)  # the others read what the first one has written
+        meshes.wait_for_all(phase.name)  # the others read what the first one has written
         run.results[phase.name] = result
         log.info("  %s took %s", phase.name, duration(result["seconds"]))
     model_folder.write(run, data, models)
     return run.results
-
-
-def _wait_for_all(what: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
 
 
 def _hashes(todo: list[Phase], digest: str) -> tuple[dict[str, str], dict[str, str]]:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from fgvc_jax import config as configs
 from fgvc_jax import files, phases
+from fgvc_jax import mesh as meshes
 from fgvc_jax.data import manifest as manifests
 from fgvc_jax.errors import UserError
 from fgvc_jax.model import read_done
@@ -64,7 +65,7 @@ def check_shared(workdir: Path, patience: float = 10.0) -> None:
     path = workdir / f".shared_{token:08x}"
     if jax.process_index() == 0:
         path.touch()
-    multihost_utils.sync_global_devices("wrote the file that all must see")
+    meshes.wait_for_all("wrote the file that all must see")
     until = time.monotonic() + patience
     while not path.exists():
         if time.monotonic() > until:
@@ -73,7 +74,7 @@ def check_shared(workdir: Path, patience: float = 10.0) -> None:
                 "wrote there. All processes of a run need one workdir, on a disk that their hosts share."
             )
         time.sleep(0.2)
-    multihost_utils.sync_global_devices("all saw it")
+    meshes.wait_for_all("all saw it")
     if jax.process_index() == 0:
         path.unlink()
 

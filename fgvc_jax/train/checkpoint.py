@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
+from fgvc_jax import mesh as meshes
 from fgvc_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ class Checkpoints:
         self.directory = Path(directory).resolve()
         if mend and jax.process_index() == 0:
             self._check_scores()
-        _wait_for_all(f"opened {self.directory}")
+        meshes.wait_for_all(f"opened {self.directory}")
         self.manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -140,7 +141,7 @@ class Checkpoints:
                 if jax.process_index() == 0:
                     for later, why in unreadable.items():
                         self._move_aside(later, why)
-                _wait_for_all(f"moved aside {list(unreadable)}")
+                meshes.wait_for_all(f"moved aside {list(unreadable)}")
                 self.manager.reload()
             return step, state, unlogged
         if not unreadable:
@@ -211,11 +212,6 @@ def _all(fine: bool) -> bool:
     if jax.process_count() == 1:
         return fine
     return bool(multihost_utils.process_allgather(np.bool_(fine)).all())
-
-
-def _wait_for_all(what: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
 
 
 def _parts(state: dict[str, Any]) -> tuple[dict, dict]:

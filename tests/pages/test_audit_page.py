@@ -3,15 +3,14 @@
 import csv
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 import tiny
 from browser import WIDTHS, needs_browser, visit
+from command import call
 from PIL import Image
 
-from fgvc_jax import cli
 from fgvc_jax.data import load, patch
 from fgvc_jax.run import run
 
@@ -52,14 +51,6 @@ def audited(config, tmp_path_factory):
     run(config, folder)
     assert call("audit", folder) == 0
     return folder / "audit"
-
-
-def call(*arguments):
-    before, sys.argv = sys.argv, ["fgvc", *map(str, arguments)]
-    try:
-        return cli.main()
-    finally:
-        sys.argv = before
 
 
 def test_every_training_image_is_ranked_and_the_wrong_one_first(audited):

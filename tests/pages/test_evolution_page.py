@@ -2,22 +2,12 @@
 
 import csv
 import json
-import sys
 
 import numpy as np
 import pytest
 from browser import WIDTHS, needs_browser, visit
+from command import call
 from PIL import Image
-
-from fgvc_jax import cli
-
-
-def call(*arguments):
-    before, sys.argv = sys.argv, ["fgvc", *map(str, arguments)]
-    try:
-        return cli.main()
-    finally:
-        sys.argv = before
 
 
 @pytest.fixture(scope="module")
