@@ -9,7 +9,7 @@ from fgvc_jax import lengths, phases
 from fgvc_jax.data import load
 from fgvc_jax.errors import UserError, at_least, check_patterns, choose
 from fgvc_jax.images.augment import AUGMENTS, CROPS, ERASE_MODES
-from fgvc_jax.layers import remat
+from fgvc_jax.layers import attention, remat
 from fgvc_jax.ops.crop import Interpolation
 from fgvc_jax.tracking import wandb
 
@@ -46,6 +46,7 @@ def _check_model(model: ConfigDict) -> None:
     choose(model.dtype, ("auto", *TYPES), "config.model.dtype")
     choose(model.param_dtype, TYPES, "config.model.param_dtype")
     choose(model.remat, remat.KINDS, "config.model.remat")
+    choose(model.attention, attention.KINDS, "config.model.attention")
     if "float64" in (model.dtype, model.param_dtype) and not jax.config.jax_enable_x64:
         raise UserError("config.model: float64 needs the environment variable JAX_ENABLE_X64=1.")
 

@@ -20,6 +20,7 @@ from fgvc_jax.images.batch import plain_views, random_views
 from fgvc_jax.images.tta import placed_views, places
 from fgvc_jax.images.view import View
 from fgvc_jax.layers import remat
+from fgvc_jax.layers.attention import Attention
 from fgvc_jax.train import tree
 from fgvc_jax.train.checkpoint import Checkpoints, pick
 from fgvc_jax.train.step import predict_step, predict_views_step
@@ -38,6 +39,7 @@ class Specification:
       canvas: images with a longer side are shrunk to it first.
       dtype, param_dtype: of the computation, of parameters and statistics.
       remat: what training computes again for the gradient, to save memory; see `fgvc_jax.layers.remat.call`.
+      attention: the form of transformers' attention; see `fgvc_jax.layers.attention.Attention`.
     """
 
     backbone: str
@@ -51,6 +53,7 @@ class Specification:
     method_arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     class_ids: tuple[str, ...] = ()
     remat: str = "none"
+    attention: str = "auto"
 
     def build(self, seed: int = 0) -> nnx.Module:
         """The module in eval mode, with fresh weights drawn from the seed."""
@@ -72,6 +75,7 @@ class Specification:
             **types,
             **self.method_arguments,
         )
+        module.set_attributes(Attention, raise_if_not_found=False, kind=self.attention)
         module.eval()
         return module
 

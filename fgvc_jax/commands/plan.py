@@ -64,7 +64,7 @@ def _plan(config: ConfigDict, values: flags.FlagValues) -> None:
     checks.check(config)
     if values.on:  # chips of this machine, if any, are none of the plan's business
         jax.config.update("jax_platforms", "cpu")
-    found, options = devices.find(values.on)
+    found, options, tracing = devices.find(values.on)
     mesh, chip = meshes.make(config.devices.fsdp, found), chips.of(found[0].device_kind)
     config.model.dtype = str(dtype_of(config, found[0].platform))
     # Shapes are enough; the files of weights need not be here.
@@ -83,7 +83,7 @@ def _plan(config: ConfigDict, values: flags.FlagValues) -> None:
 
     print(report.head(config.model.dtype, counts, mesh, chip), flush=True)
     phase, seconds, short = "", 0.0, []
-    for one in forecast.of(
+    programs = forecast.of(
         config,
         models(mesh),
         counts,
@@ -92,15 +92,17 @@ def _plan(config: ConfigDict, values: flags.FlagValues) -> None:
         counter=models(meshes.make(devices=jax.local_devices()[:1])),
         largest=values.largest,
         say=lambda text: print(text, file=sys.stderr, flush=True),
-    ):
-        if one.phase != phase:
-            phase = one.phase
-            print(f"{phase}:")
-        for line in report.lines(one, chip, mesh.size):
-            print(f"  {line}", flush=True)
-        seconds += config.seeds * report.seconds(one, chip)
-        if one.fits is False:
-            short.append(report.shortage(one, chip))
+    )
+    with tracing():
+        for one in programs:
+            if one.phase != phase:
+                phase = one.phase
+                print(f"{phase}:")
+            for line in report.lines(one, chip, mesh.size):
+                print(f"  {line}", flush=True)
+            seconds += config.seeds * report.seconds(one, chip)
+            if one.fits is False:
+                short.append(report.shortage(one, chip))
     if seconds:
         print(report.total(seconds, config.seeds, mesh.size, values.price))
     if short:

@@ -62,6 +62,7 @@ class Models:
             dtype=str(dtype_of(self.config)),
             param_dtype=settings.param_dtype,
             remat=settings.remat,
+            attention=settings.attention,
         )
 
     @functools.cached_property

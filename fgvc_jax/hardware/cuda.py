@@ -1,10 +1,12 @@
 """NVIDIA GPUs that are not there, by the compiler that the CUDA plugin brings (no driver, no GPU)."""
 
+import contextlib
 from collections.abc import Sequence
 from unittest import mock
 
 import jax
 
+CUDNN = (9, 10)  # its version
 # What the compiler asks of a GPU: XLA's GpuTargetConfigProto in text form. The numbers are NVIDIA's.
 _TARGET = """
 gpu_device_info {{
@@ -28,7 +30,7 @@ gpu_device_info {{
   registers_per_block_limit: 65536
 }}
 platform_name: "CUDA"
-dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+dnn_version_info {{ major: {cudnn[0]} minor: {cudnn[1]} patch: 0 }}
 runtime_version {{ major: 12 minor: 8 patch: 0 }}
 device_description_str: "{name}"
 """
@@ -59,6 +61,13 @@ TARGETS = {
 OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 
 
+def tracing() -> contextlib.AbstractContextManager:
+    """While it is entered, JAX traces cuDNN's attention, for which it otherwise asks the GPU's cuDNN."""
+    from jax._src.cudnn import fused_attention_stablehlo as attention
+
+    return mock.patch.object(attention, "check_cudnn_version", lambda: CUDNN[0] * 10000 + CUDNN[1] * 100)
+
+
 def devices(name: str, count: int) -> Sequence[jax.Device]:
     """So many GPUs of one host, by their name in TARGETS. Raises JaxRuntimeError."""
     from jax._src import xla_bridge
@@ -74,6 +83,6 @@ def devices(name: str, count: int) -> Sequence[jax.Device]:
     with mock.patch.object(xla_bridge, "canonicalize_platform", canonical):
         return topologies.get_topology_desc(
             platform="cuda",
-            target_config=_TARGET.format(**TARGETS[name]),
+            target_config=_TARGET.format(cudnn=CUDNN, **TARGETS[name]),
             topology=f"1x1x{count}",
         ).devices

@@ -1,8 +1,9 @@
 """The devices to plan for: those of this machine, or TPUs and GPUs that are not there."""
 
+import contextlib
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,10 +19,12 @@ class Target(NamedTuple):
     """Attributes:
     devices: to make a mesh of.
     options: for their compiler.
+    tracing: makes the context in which programs for them are traced.
     """
 
     devices: Sequence[jax.Device]
     options: dict[str, Any] | None = None
+    tracing: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
 
 
 def find(on: str) -> Target:
@@ -45,7 +48,7 @@ def _gpus(on: str, name: str, count: str) -> Target:
     if not (count or "1").isdigit() or int(count or 1) < 1:
         raise UserError(f"--on={on}: give the number of GPUs of one host, such as --on={name}:8.")
     _insist(on, "jax_plugins.xla_cuda12", "plan-cuda")
-    return Target(cuda.devices(name, int(count or 1)), cuda.OPTIONS)
+    return Target(cuda.devices(name, int(count or 1)), cuda.OPTIONS, cuda.tracing)
 
 
 def _tpus(on: str, name: str, topology: str) -> Target:

@@ -69,10 +69,9 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises x [B, ..., C]. Raises UserError where a group has fewer than two values a channel."""
         dtype = self.dtype or x.dtype
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        x = x.astype(wide)
         if self.use_running_average or self.fixed:
-            return self._affine(x, self.mean[...], self.var[...]).astype(dtype)
+            statistics = (self.mean[...], self.var[...], self.scale[...], self.bias[...])
+            return _affine(_wide(x), *statistics, self.eps).astype(dtype)
 
         shape, batch = x.shape, x.shape[0]
         if batch % self.groups:
@@ -86,9 +85,8 @@ class BatchNorm(nnx.Module):
                 f"BatchNorm needs more than one value a channel in training, got {count} from an input "
                 f"of shape {shape} in {self.groups} group(s): use a larger batch or larger images."
             )
-        y, mean, var = _normalise(
-            x.reshape(self.groups, count, shape[-1]), self.scale[...], self.bias[...], self.eps
-        )
+        x = x.reshape(self.groups, batch // self.groups, *shape[1:])
+        y, mean, var = _normalise(x, self.scale[...], self.bias[...], self.eps)
         self._move(self.mean, mean)
         self._move(self.var, var * (count / (count - 1)))
         return y.reshape(shape).astype(dtype)
@@ -98,12 +96,9 @@ class BatchNorm(nnx.Module):
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
-    def _affine(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-        return _affine(x, mean, var, self.scale[...], self.bias[...], self.eps)
-
-    def _move(self, running: nnx.BatchStat, new_G1C: jax.Array) -> None:
+    def _move(self, running: nnx.BatchStat, new_GC: jax.Array) -> None:
         old = running[...]
-        new = jax.lax.stop_gradient(new_G1C).mean((0, 1)).astype(old.dtype)
+        new = new_GC.reshape(-1, len(old)).mean(0).astype(old.dtype)
         # Raw, because the indexed write (`running[...] = `) makes tracing quadratic on jax 0.10.
         running.set_raw_value(self.momentum * old + (1 - self.momentum) * new)
 
@@ -114,57 +109,65 @@ def _affine(
     return (x - mean) * (lax.rsqrt(var + eps) * scale) + bias
 
 
-def _normalise(
-    x_GNC: jax.Array, scale: jax.Array, bias: jax.Array, eps: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(normalised x, mean [G, 1, C], biased variance [G, 1, C]) over axis 1."""
-
-    def plain(x, scale, bias) -> tuple[jax.Array, jax.Array, jax.Array]:
-        mean = x.mean(1, keepdims=True)
-        var = jnp.square(x - mean).mean(1, keepdims=True)
-        return _affine(x, mean, var, scale, bias, eps), mean, var
-
-    return lax.platform_dependent(
-        *(x_GNC, scale, bias), cpu=lambda *a: _by_products(*a, eps), default=plain
-    )
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _sum(x_GNC: jax.Array) -> jax.Array:
-    """Sum over axis 1, which is kept: XLA:CPU sums slowly, but multiplies matrices at full speed."""
-    return jnp.matmul(jnp.ones((1, x_GNC.shape[1]), x_GNC.dtype), x_GNC, precision="highest")
+def _sum(x: jax.Array) -> jax.Array:
+    """[G, ..., C] -> [G, 1, ..., C], the sum over the axes between."""
+
+    def products(x: jax.Array) -> jax.Array:
+        # XLA:CPU sums slowly, but multiplies matrices at full speed.
+        rows = x.reshape(x.shape[0], -1, x.shape[-1])
+        total = jnp.matmul(jnp.ones((1, rows.shape[1]), x.dtype), rows, precision="highest")
+        return total.reshape(x.shape[0], *[1] * (x.ndim - 2), x.shape[-1])
+
+    def plain(x: jax.Array) -> jax.Array:
+        return x.sum(range(1, x.ndim - 1), keepdims=True)
+
+    return lax.platform_dependent(x, cpu=products, default=plain)
+
+
+def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and biased variance [G, 1, ..., C] of x [G, ..., C].
+
+    Where x has 16 bits, one pass over it sums values and squares in float32, whose rounding is below that of
+    x itself. Where it has more, the variance is taken around the mean, in a second pass.
+    """
+    one_pass, x = jnp.finfo(x.dtype).bits < 32, _wide(x)
+    count = x.size // (x.shape[0] * x.shape[-1])
+    mean = _sum(x) / count
+    if one_pass:
+        return mean, jnp.maximum(_sum(jnp.square(x)) / count - jnp.square(mean), 0)
+    return mean, _sum(jnp.square(x - mean)) / count
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _by_products(
-    x_GNC: jax.Array, scale: jax.Array, bias: jax.Array, eps: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return _by_products_forward(x_GNC, scale, bias, eps)[0]
-
-
-def _by_products_forward(
+def _normalise(
     x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
-    """The results, and what the gradient needs of the computation."""
-    mean = _sum(x) / x.shape[1]
-    var = _sum(jnp.square(x - mean)) / x.shape[1]
-    return (_affine(x, mean, var, scale, bias, eps), mean, var), (x, mean, var, scale)
-
-
-def _by_products_backward(
-    eps: float, residuals: tuple[jax.Array, ...], gradients: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The gradient of y alone: mean and variance go to the running statistics, which carry none."""
+    """(normalised x [G, ..., C], mean and biased variance [G, 1, ..., C]), in at least float32.
+
+    With a gradient rule of its own, which reads x as it came, and twice; the derived one reads more. Mean and
+    variance go to the running statistics, which carry no gradient.
+    """
+    return _normalise_forward(x, scale, bias, eps)[0]
+
+
+def _normalise_forward(x, scale, bias, eps):
+    mean, var = _moments(x)
+    return (_affine(_wide(x), mean, var, scale, bias, eps), mean, var), (x, mean, var, scale)
+
+
+def _normalise_backward(eps, residuals, gradients):
     x, mean, var, scale = residuals
-    g = gradients[0]
-    inverse = lax.rsqrt(var + eps)
-    normalised = (x - mean) * inverse
+    g, inverse = gradients[0], lax.rsqrt(var + eps)
+    normalised = (_wide(x) - mean) * inverse
     g_bias, g_scale = _sum(g), _sum(g * normalised)
-    g_x = inverse * scale * (g - (g_bias + normalised * g_scale) / x.shape[1])
-    return (
-        g_x.astype(x.dtype),
-        g_scale.sum((0, 1)).astype(scale.dtype),
-        g_bias.sum((0, 1)).astype(scale.dtype),
-    )
+    count = x.size // (x.shape[0] * x.shape[-1])
+    g_x = inverse * scale * (g - (g_bias + normalised * g_scale) / count)
+    sums = (total.reshape(-1, len(scale)).sum(0) for total in (g_scale, g_bias))
+    return (g_x.astype(x.dtype), *(total.astype(scale.dtype) for total in sums))
 
 
-_by_products.defvjp(_by_products_forward, _by_products_backward)
+_normalise.defvjp(_normalise_forward, _normalise_backward)
