@@ -1,12 +1,12 @@
-"""What a train step takes of an accelerator that need not be there, and whether its program is as it should be.
+"""What a train step takes of an accelerator that need not be there, and whether its program is as meant.
 
     python benchmarks/hlo.py --on=v5e:2x2 --chips=1 --backbone=resnet50
     python benchmarks/hlo.py --on=v5e:2x4 --backbone=vit_base_patch16_224 --fsdp=8
     python benchmarks/hlo.py --on=h200 --backbone=vit_base_patch16_224 --batch=256
 
-Compiles FineNet's fine-tuning on CUB's 5,394 training images, bfloat16, for the chips of `--on` and reads each
-chip's arithmetic, memory traffic, temporaries and memory in all; then again with one thing done another way
-(`VARIANTS`). Of the program as it is, it also lists
+Compiles a fine-tuning on CUB's 5,394 training images for the chips of `--on` and reads each chip's arithmetic,
+memory traffic, temporaries and memory in all; then again with one thing done another way (`VARIANTS`). Of the
+program as it is, it also lists
 
     wide          products and convolutions of float32 arrays, by the place in the code that they are from
     calls         custom calls by target; a callback to the host would be one
@@ -41,7 +41,15 @@ from fgvc_jax.layers.dropout import fold
 from fgvc_jax.ops import conv
 
 IMAGES, SIDE, CLASSES = 5394, 512, 200
-NAMES = ("parameter", "tuple", "get-tuple-element", "bitcast", "while", "opt-barrier")  # copy nothing
+PRODUCTS = re.compile(r'custom_call_target="__(cublas|cudnn\$conv)')  # a GPU's libraries
+NAMES = (
+    "parameter",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "opt-barrier",
+)  # copy nothing
 
 
 class AsOnCpus:
@@ -111,7 +119,7 @@ VARIANTS = {
 
 
 def program(args, mesh, changes):
-    """(the train step as `jax.stages.Traced`, bytes of the resident images on a chip, arrays of the state)."""
+    """(the train step, traced; bytes of the resident images on a chip; arrays of the state)."""
     settings = config.base()
     settings.data.resident_gb = 100.0
     settings.model.backbone, settings.model.dtype = args.backbone, args.dtype
@@ -157,7 +165,7 @@ def findings(text, images, arrays):
     for name, operations in bodies.items():
         results = {operation.name: operation.result for operation in operations}
         for operation in operations:
-            if operation.kind in ("convolution", "dot"):
+            if operation.kind in ("convolution", "dot") or PRODUCTS.search(operation.line):
                 inputs = [a for name in operation.operands for a in results.get(name, ())]
                 if any(a.dtype == "f32" for a in inputs):
                     place = re.search(r'op_name="([^"]*)"', operation.line)

@@ -121,7 +121,9 @@ def base() -> ConfigDict:
     # Gradient checkpointing: for the gradient 'full' computes each block again (least memory, up to a third
     # more time), 'products' all but its dense products and convolutions; 'none' keeps everything.
     config.model.remat = "none"
-    config.model.attention = "auto"  # on NVIDIA GPUs in bfloat16 cuDNN's; 'plain' = products and softmax
+    config.model.attention = (
+        "auto"  # on NVIDIA GPUs in bfloat16 cuDNN's; 'plain' = products and softmax
+    )
 
     config.init = ConfigDict()
     # The workdir of an earlier run, from whose model training starts (its best classifier), or the folder of

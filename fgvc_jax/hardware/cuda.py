@@ -65,7 +65,9 @@ def tracing() -> contextlib.AbstractContextManager:
     """While it is entered, JAX traces cuDNN's attention, for which it otherwise asks the GPU's cuDNN."""
     from jax._src.cudnn import fused_attention_stablehlo as attention
 
-    return mock.patch.object(attention, "check_cudnn_version", lambda: CUDNN[0] * 10000 + CUDNN[1] * 100)
+    return mock.patch.object(
+        attention, "check_cudnn_version", lambda: CUDNN[0] * 10000 + CUDNN[1] * 100
+    )
 
 
 def devices(name: str, count: int) -> Sequence[jax.Device]:

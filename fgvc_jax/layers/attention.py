@@ -8,6 +8,7 @@ from flax import nnx
 from jax import lax
 
 from fgvc_jax.layers.initializers import normal
+from fgvc_jax.ops.gelu import gelu
 
 
 def linear(inputs: int, outputs: int, **kw) -> nnx.Linear:
@@ -105,4 +106,4 @@ class Mlp(nnx.Module):
         self.fc2 = linear(hidden, width, **kw)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+        return self.fc2(gelu(self.fc1(x)))

@@ -4,7 +4,6 @@ FineNet's third phase. The pair enters as [0, f(query), 0, f(neighbour)]; the ze
 the authors' separators stand and keep the layer's shape. It is ordered, not symmetric.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -13,6 +12,7 @@ from fgvc_jax.layers.dropout import fold
 from fgvc_jax.layers.initializers import torch_bias
 from fgvc_jax.layers.norm import BatchNorm
 from fgvc_jax.methods._base import Method as Base
+from fgvc_jax.ops.gelu import gelu
 from fgvc_jax.ops.losses import binary_cross_entropy
 
 INITS = {
@@ -48,8 +48,8 @@ class Comparator(nnx.Module):
     def __call__(self, query, neighbour):
         zero = jnp.zeros_like(query[:, :1])
         x = jnp.concatenate([zero, query, zero, neighbour], axis=1)
-        x = jax.nn.gelu(self.bn1(self.fc1(x)), approximate=False)
-        x = jax.nn.gelu(self.bn2(self.fc2(x)), approximate=False)
+        x = gelu(self.bn1(self.fc1(x)))
+        x = gelu(self.bn2(self.fc2(x)))
         return self.fc4(self.fc3(x))[:, 0]
 
 
