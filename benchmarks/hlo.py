@@ -4,7 +4,7 @@
     python benchmarks/hlo.py --on=v5e:2x4 --backbone=vit_base_patch16_224 --fsdp=8
     python benchmarks/hlo.py --on=h200 --backbone=vit_base_patch16_224 --batch=256
 
-Compiles a fine-tuning on CUB's 5,394 training images for the chips of `--on` and reads each chip's arithmetic,
+Compiles a fine-tuning on CUB's 5,394 training images for the chips of `--on`; reads each chip's arithmetic,
 memory traffic, temporaries and memory in all; then again with one thing done another way (`VARIANTS`). Of the
 program as it is, it also lists
 

@@ -35,12 +35,18 @@ def read(text: str, devices: int) -> list[Collective]:
     bodies = hlo.computations(text)
     found: dict[str, list[tuple[int, int, float]]] = {}
     for name, factor in hlo.times(bodies, within=True).items():
-        for operation in bodies[name] if factor else ():
+        if not factor or _goes_on(name, bodies[name]):
+            continue
+        for operation in bodies[name]:
             kind = operation.kind.removesuffix("-start")
             if kind not in KINDS:
                 continue
             size, group = _bytes(operation), _group(operation.line, devices)
             size *= group if kind == "reduce-scatter" else 1
+            if name.startswith(
+                "all-reduce-scatter"
+            ):  # a TPU's, around the sum over all and the cut
+                kind = "reduce-scatter"
             found.setdefault(kind, []).append((factor, size, _sent(kind, size, group)))
     return [
         Collective(
@@ -48,6 +54,12 @@ def read(text: str, devices: int) -> list[Collective]:
         )
         for kind, some in sorted(found.items())
     ]
+
+
+def _goes_on(name: str, operations: list[hlo.Operation]) -> bool:
+    """Whether a computation repeats a collective that began in another one, beside a TPU's arithmetic."""
+    ends = any('"AsyncCollectiveDone"' in operation.line for operation in operations)
+    return ends or name.startswith("async_collective_fusion")
 
 
 def _bytes(operation: hlo.Operation) -> int:

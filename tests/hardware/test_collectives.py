@@ -26,12 +26,35 @@ TEXT = """HloModule step
   %lost = f32[1000]{0} all-reduce(%p), channel_id=9, to_apply=%add
 }
 
+%begins (p: bf16[10]) -> bf16[40] {
+  %all-gather.1 = bf16[40]{0} all-gather(%p), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %to.1 = (bf16[10]{0}, bf16[40]{0}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.1 (p: bf16[10]) -> bf16[40] {
+  ROOT %all-gather.2 = bf16[40]{0} all-gather(%p), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
+}
+
+%ends (p: bf16[10]) -> bf16[40] {
+  %all-gather.3 = bf16[40]{0} all-gather(%p), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %to.3 = bf16[40]{0} custom-call(%all-gather.3), custom_call_target="AsyncCollectiveDone"
+}
+
+%all-reduce-scatter.2 (p: f32[4]) -> f32[1] {
+  %all = f32[4]{0} all-reduce(%p), channel_id=1, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %cut = f32[1]{0} dynamic-slice(%all, %at), dynamic_slice_sizes={1}
+}
+
 ENTRY %main (x: f32[8]) -> f32[8] {
   %a = (f32[4,2]{1,0}, bf16[3]{0}) all-reduce(%x, %y), replica_groups={{0,1},{2,3}}, to_apply=%add
   %b = bf16[10]{0} all-gather(%x), replica_groups=[1,4]<=[4], dimensions={0}
   %c = (f32[2]{0}, f32[8]{0}) all-gather-start(%x), replica_groups=[1,4]<=[4], dimensions={0}
   %d = f32[6]{0} reduce-scatter(%x), replica_groups=mesh['a'=2,'b'=2] {'b'}, to_apply=%add
   %loop = (s32[], f32[8]{0}) while(%t), condition=%condition, body=%body
+  %e = (bf16[10]{0}, bf16[40]{0}) fusion(%x), kind=kCustom, calls=%begins
+  %f = bf16[40]{0} fusion(%e), kind=kOutput, calls=%async_collective_fusion.1
+  %g = bf16[40]{0} fusion(%f), kind=kCustom, calls=%ends
+  %h = f32[1]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.2
   %other = f32[8]{0} fusion(%b), kind=kLoop, calls=%fused
 }
 """
@@ -42,8 +65,9 @@ def test_text_with_every_way_to_write_a_group():
     assert set(found) == {"all-reduce", "all-gather", "reduce-scatter", "collective-permute"}
     # 8 float32 and 3 bfloat16 over pairs: each half is sent once to be added up and once to be told.
     assert found["all-reduce"][1:] == (1, 38, 2 * 38 / 2)
-    assert found["all-gather"][1:] == (2, 20 + 32, (20 + 32) * 3 / 4)
-    assert found["reduce-scatter"][1:] == (1, 48, 24)
+    # The last one begins, goes on and ends in three fusions.
+    assert found["all-gather"][1:] == (3, 20 + 32 + 80, (20 + 32 + 80) * 3 / 4)
+    assert found["reduce-scatter"][1:] == (2, 48 + 16, 24 + 12)  # over two, over four
     assert found["collective-permute"][1:] == (5, 5 * 32, 5 * 32)  # the loop runs five times
 
 
