@@ -28,7 +28,7 @@ TEXT = """HloModule step
 
 %begins (p: bf16[10]) -> bf16[40] {
   %all-gather.1 = bf16[40]{0} all-gather(%p), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
-  ROOT %to.1 = (bf16[10]{0}, bf16[40]{0}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+  ROOT %to.1 = (bf16[10], bf16[40]) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
 }
 
 %async_collective_fusion.1 (p: bf16[10]) -> bf16[40] {
