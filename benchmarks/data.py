@@ -123,7 +123,9 @@ def measure(args, root: Path, directory: Path) -> dict:
     feed.THREADS = args.workers
     mesh, order = meshes.make(), sampler.shuffled(len(files), args.batch, seed=0)
     examples = {"index": np.arange(len(files))[:, None]}
-    decoded = cache.Decoded(files, manifest.read, canvas)
+    nothing = np.zeros((0, canvas, canvas, 3), np.uint8)
+    rows = np.full(len(files), -1)
+    decoded = cache.Canvases(nothing, canvases.sizes, rows, files, manifest.read)
     for name, images in (("decoded", decoded), ("streamed", canvases)):
         streams[name] = feed.Feed([images], mesh).stream(order, examples)
     rates = {name: [] for name in streams}

@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,8 +26,9 @@ def atomic(path: str | os.PathLike) -> Iterator[BinaryIO]:
     is left. The folder must exist. The file has the usual permissions.
     """
     path = Path(path)
-    # One name a process: two that write the same file at once do not mix.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # A name of its own: two that write the same file at once do not mix, on two hosts or in two containers
+    # whose process ids are the same either.
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     try:
         with open(partial, "wb") as out:
             yield out

@@ -128,6 +128,11 @@ def to_host(x: jax.Array) -> np.ndarray:
     return multihost_utils.process_allgather(x, tiled=True)
 
 
+def from_all(x: np.ndarray) -> np.ndarray:
+    """[P, ...]: the array of each of P processes, of one shape and dtype; all must call it."""
+    return multihost_utils.process_allgather(x)
+
+
 def wait_for_all(what: str) -> None:
     """Returns when all processes have called it with this name; at once where there is one."""
     if jax.process_count() > 1:

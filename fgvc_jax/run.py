@@ -21,6 +21,7 @@ from fgvc_jax.context.models import Models, view_of
 from fgvc_jax.context.run import Run
 from fgvc_jax.data import doctor, load
 from fgvc_jax.data import manifest as manifests
+from fgvc_jax.data.shares import Share
 from fgvc_jax.errors import UserError, disk_explained
 from fgvc_jax.export import model_folder
 from fgvc_jax.images import protocols
@@ -95,6 +96,7 @@ def run(
         canvas=config.data.canvas,
         feed=config.data.feed,
         on_bad=config.data.on_bad,
+        share=Share(jax.process_index(), jax.process_count()),
     )
     if not dry_run:
         manifest = load.split(manifest, config.data, look.facts)

@@ -40,7 +40,7 @@ class Data:
         """Args: settings, config.data; look, what one look at every image has left."""
         self.manifest, self.settings, self.mesh, self.look = manifest, settings, mesh, look
         self.canvas = look.side
-        self._canvases: dict[str, cache.Canvases | cache.Decoded] = {}
+        self._canvases: dict[str, cache.Canvases] = {}
         self._resident: dict[str, feed.Resident] = {}
 
     @property
@@ -65,7 +65,7 @@ class Data:
     def labels(self, split: str) -> np.ndarray:
         return self.manifest.splits[split].labels
 
-    def canvases(self, split: str) -> cache.Canvases | cache.Decoded:
+    def canvases(self, split: str) -> cache.Canvases:
         if split not in self._canvases:
             files = self.manifest.splits[split].files
             self._canvases[split] = self.look.canvases(files)
@@ -74,8 +74,6 @@ class Data:
     def feed(self, splits: Sequence[str]) -> feed.Feed:
         """A feed whose columns of images look into these splits."""
         columns = [self.canvases(split) for split in splits]
-        if any(isinstance(c, cache.Decoded) for c in columns):
-            return feed.Feed(columns, self.mesh)
         new = [split for split in dict.fromkeys(splits) if split not in self._resident]
         need = sum(self.canvases(split).nbytes for split in new)
         held = sum(

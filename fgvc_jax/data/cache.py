@@ -24,13 +24,23 @@ SHARE = 0.99  # of the images, which a derived canvas suits
 
 
 class Canvases(NamedTuple):
-    """N images at the top left of equal squares, zero beyond."""
+    """N images at the top left of equal squares, zero beyond: cached, or decoded whenever they are taken.
 
-    pixels: np.ndarray  # uint8 [M, C, C, 3], memory-mapped, read-only
-    sizes: np.ndarray  # int32 [N, 2], valid height and width
-    rows: np.ndarray | None = (
-        None  # int64 [N], the place of each in pixels; None = in this order, M = N
-    )
+    Attributes:
+      pixels: uint8 [M, C, C, 3], memory-mapped, read-only; those that are cached.
+      sizes: int32 [N, 2], valid height and width.
+      rows: int64 [N], the place of each in `pixels`, -1 where it is not cached; None = in this order, M = N.
+      files: N names; of images that are not cached.
+      read: file -> uint8 [H, W, 3]; likewise.
+      owner: int [N], which of several processes caches each; None = every process all of them.
+    """
+
+    pixels: np.ndarray
+    sizes: np.ndarray
+    rows: np.ndarray | None = None
+    files: tuple[str, ...] = ()
+    read: Callable[[str], np.ndarray] | None = None
+    owner: np.ndarray | None = None
 
     @property
     def side(self) -> int:
@@ -41,25 +51,32 @@ class Canvases(NamedTuple):
         """Of the pixels of these N images."""
         return len(self.sizes) * self.side**2 * 3
 
-    def take(self, at: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
-        """(uint8 [B, C, C, 3], int32 [B, 2]) of some images."""
-        return self.pixels[at if self.rows is None else self.rows[at]], self.sizes[at]
-
-
-class Decoded(NamedTuple):
-    """The same canvases, decoded whenever they are asked for: for what the disk cannot hold."""
-
-    files: tuple[str, ...]
-    read: Callable[[str], np.ndarray]
-    side: int
+    def of(self, at: np.ndarray) -> "Canvases":
+        """Some of them, int [B], in this order."""
+        rows = at if self.rows is None else self.rows[at]
+        pixels = self.pixels
+        if len(rows) and rows[0] >= 0 and (np.diff(rows) == 1).all():
+            pixels, rows = pixels[rows[0] : rows[-1] + 1], None  # as where each split has a folder
+        files = tuple(self.files[i] for i in at) if self.files else ()
+        owner = None if self.owner is None else self.owner[at]
+        return Canvases(pixels, self.sizes[at], rows, files, self.read, owner)
 
     def take(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(uint8 [B, C, C, 3], int32 [B, 2]) of some images. Raises UserError for one it cannot read."""
+        """(uint8 [B, C, C, 3], int32 [B, 2]) of some images.
+
+        Raises:
+          UserError: for one that is not cached and cannot be read.
+        """
+        rows = at if self.rows is None else self.rows[at]
+        if (rows >= 0).all():
+            return self.pixels[rows], self.sizes[at]
         pixels = np.zeros((len(at), self.side, self.side, 3), np.uint8)
-        sizes = np.zeros((len(at), 2), np.int32)
-        for i, row in enumerate(at):
-            place(fit(self.read(self.files[row]), self.side), pixels[i], sizes[i])
-        return pixels, sizes
+        for canvas, row, image in zip(pixels, rows, at, strict=True):
+            if row >= 0:
+                canvas[:] = self.pixels[row]
+            else:
+                place(fit(self.read(self.files[image]), self.side), canvas)
+        return pixels, self.sizes[at]
 
 
 def canvas_side(
@@ -133,8 +150,6 @@ class Writer:
             self.partial, ignore_errors=True
         )  # of an interrupted run: the caller has the lock
         self.partial.mkdir()
-        self.sizes = np.zeros((count, 2), np.int32)
-        self.done = 0
         self.out: BinaryIO = open(self.partial / "pixels.npy", "wb")  # noqa: SIM115
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, side, side, 3)}
         np.lib.format.write_array_header_1_0(self.out, header)
@@ -142,25 +157,23 @@ class Writer:
     def add(self, images: Sequence[np.ndarray | None]) -> None:
         """The next images, as `fit` gives them; None = unreadable, which leaves its place empty."""
         block = np.zeros((len(images), self.side, self.side, 3), np.uint8)
-        for i, image in enumerate(images):
+        for image, canvas in zip(images, block, strict=True):
             if image is not None:
-                place(image, block[i], self.sizes[self.done + i])
+                place(image, canvas)
         self.out.write(block)
-        self.done += len(images)
 
     def close(self, keep: bool) -> None:
         """Gives the folder its name, or removes it."""
         self.out.close()
         if keep:
-            np.save(self.partial / "sizes.npy", self.sizes)
             os.rename(self.partial, self.target)
         else:
             shutil.rmtree(self.partial)
 
 
-def open_canvases(target: Path) -> Canvases:
-    """What a `Writer` has written."""
-    return Canvases(np.load(target / "pixels.npy", mmap_mode="r"), np.load(target / "sizes.npy"))
+def open_pixels(target: Path) -> np.ndarray:
+    """What a `Writer` has written: uint8 [N, C, C, 3], memory-mapped."""
+    return np.load(target / "pixels.npy", mmap_mode="r")
 
 
 def has_room(directory: Path, count: int, side: int) -> bool:
@@ -185,18 +198,22 @@ def fit(image: np.ndarray, canvas: int) -> np.ndarray:
     final image nearest to the one made from the original (produce31, shrunk to 0.5-0.7: mean error
     0.3 to 1.1 grey levels, bicubic 0.4 to 1.2, bilinear 0.8 to 2.2) and alone keeps its sharpness.
     """
-    h, w = image.shape[:2]
-    long = max(h, w)
-    if long <= canvas:
+    (h, w), size = fitted(np.array([image.shape[:2]]), canvas)[0].tolist(), image.shape[:2]
+    if size == (h, w):
         return image
-    size = (max(1, round(w * canvas / long)), max(1, round(h * canvas / long)))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+    return np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.LANCZOS))
 
 
-def place(image: np.ndarray, canvas: np.ndarray, size: np.ndarray) -> None:
-    """Puts a fitted image at the top left of an empty canvas, and writes its height and width."""
-    size[:] = image.shape[:2]
-    canvas[: size[0], : size[1]] = image
+def fitted(sizes: np.ndarray, canvas: int) -> np.ndarray:
+    """int32 [N, 2]: height and width that images of such sizes have on the canvas; 0 (unreadable) stays."""
+    long = sizes.max(1, keepdims=True)
+    shrunk = np.rint(sizes * canvas / np.maximum(1, long)).clip(1)
+    return np.where(long <= canvas, sizes, shrunk).astype(np.int32)
+
+
+def place(image: np.ndarray, canvas: np.ndarray) -> None:
+    """Puts a fitted image at the top left of an empty canvas."""
+    canvas[: image.shape[0], : image.shape[1]] = image
 
 
 def key(manifest: Manifest, files: Sequence[str]) -> str:

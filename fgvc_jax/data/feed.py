@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import grain
 import jax
@@ -18,25 +19,32 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fgvc_jax.data import sampler
-from fgvc_jax.data.cache import Canvases, Decoded
+from fgvc_jax.data.cache import Canvases
 from fgvc_jax.mesh import AXES, BATCH
 
 THREADS = min(8, os.cpu_count() or 1)  # each makes a whole batch
 
 
-@jax.tree_util.register_dataclass
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("pixels", "sizes"),
+    meta_fields=("spread",),
+    drop_fields=("slots",),
+)
 @dataclasses.dataclass(frozen=True)
 class Resident:
     """The canvases of a split in device memory; an argument of the jitted step.
 
     Attributes:
-      pixels: uint8 [N, C, C, 3] on every device, or, where it is spread, in equal parts, the last padded.
-      sizes: int32 [N, 2], on every device.
+      pixels: uint8 [S, C, C, 3], S slots on every device, or, where it is spread, in equal parts.
+      sizes: int32 [S, 2], on every device; padding at the end may be left out.
+      slots: int32 [N], on the host, the slot of each image; None = in their order. The step does not see it.
     """
 
     pixels: jax.Array
     sizes: jax.Array
-    spread: bool = dataclasses.field(default=False, metadata={"static": True})
+    spread: bool = False
+    slots: np.ndarray | None = None
 
 
 def to_device(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
@@ -45,22 +53,67 @@ def to_device(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
 
 
 def make_resident(canvases: Canvases, mesh: Mesh, spread: bool = False) -> Resident:
-    """Sends the canvases of a split, all to every device or, spread, each to one."""
+    """Sends the canvases of a split, all to every device or, spread, each to one.
+
+    Of several processes that share the images each sends its own to its own devices, where they stay or from
+    where the devices copy them to all; all processes must call it.
+    """
     everywhere = NamedSharding(mesh, P())
-    sizes = to_device(canvases.sizes, everywhere)
+    if canvases.owner is None and not spread:
+        pixels = canvases.pixels  # not copied, where they are all that is cached
+        if canvases.rows is not None:
+            pixels = _in_parallel(canvases, np.arange(len(canvases.sizes)))
+        return Resident(to_device(pixels, everywhere), to_device(canvases.sizes, everywhere))
+    processes = np.array([device.process_index for device in mesh.devices.flat])
+    if canvases.owner is None:  # every process can send any image
+        owner, processes = np.zeros(len(canvases.sizes), np.int32), np.zeros_like(processes)
+    else:
+        owner = canvases.owner
+    slots, part = slots_of(owner, processes)
+    images = np.full(part * mesh.size, -1, np.int64)
+    images[slots] = np.arange(len(slots))
+
+    def held(place) -> np.ndarray:
+        rows = images[place[0]]
+        found = _in_parallel(canvases, rows[rows >= 0])  # a device's padding stands at its end
+        return np.pad(found, [(0, len(rows) - len(found)), *[(0, 0)] * (found.ndim - 1)])
+
+    shape = (len(images), *canvases.pixels.shape[1:])
+    pixels = jax.make_array_from_callback(shape, NamedSharding(mesh, BATCH), held)
     if not spread:
-        pixels = canvases.pixels if canvases.rows is None else canvases.pixels[canvases.rows]
-        return Resident(to_device(pixels, everywhere), sizes)
-    count, rest = len(canvases.sizes), canvases.pixels.shape[1:]
-    shape = (-(-count // mesh.size) * mesh.size, *rest)
+        pixels = jax.jit(lambda pixels: pixels, out_shardings=everywhere)(pixels)
+    sizes = np.zeros((slots.max() + 1, 2), np.int32)
+    sizes[slots] = canvases.sizes
+    in_order = canvases.owner is None
+    return Resident(pixels, to_device(sizes, everywhere), spread, None if in_order else slots)
 
-    def rows(part) -> np.ndarray:
-        start, stop, _ = part[0].indices(shape[0])
-        found, _ = canvases.take(slice(start, stop))
-        return np.pad(found, [(0, stop - start - len(found)), *[(0, 0)] * len(rest)])
 
-    pixels = jax.make_array_from_callback(shape, NamedSharding(mesh, BATCH), rows)
-    return Resident(pixels, sizes, spread=True)
+def slots_of(owner: np.ndarray, processes: np.ndarray) -> tuple[np.ndarray, int]:
+    """(int32 [N], K): where each image lies in an array of K images a device, on its owner's devices.
+
+    With one process image i lies in slot i.
+
+    Args:
+      owner: int [N], the process that sends each image.
+      processes: int [D], the process of each device.
+    """
+    devices = {p: np.flatnonzero(processes == p) for p in np.unique(processes).tolist()}
+    counts = {p: int((owner == p).sum()) for p in devices}
+    part = max(-(-counts[p] // len(devices[p])) for p in devices)
+    slots = np.zeros(len(owner), np.int32)
+    for p, own in devices.items():
+        turn = np.arange(counts[p])
+        slots[owner == p] = own[turn // part] * part + turn % part
+    return slots, part
+
+
+def _in_parallel(canvases: Canvases, rows: np.ndarray) -> np.ndarray:
+    """The pixels of some images, by several threads where images have to be decoded."""
+    if canvases.rows is None or (canvases.rows[rows] >= 0).all():
+        return canvases.take(rows)[0]
+    with ThreadPoolExecutor(THREADS) as pool:
+        parts = pool.map(canvases.take, np.array_split(rows, 8 * THREADS))
+        return np.concatenate([pixels for pixels, _ in parts])
 
 
 class Feed:
@@ -73,7 +126,7 @@ class Feed:
 
     def __init__(
         self,
-        sources: Sequence[Canvases | Decoded],
+        sources: Sequence[Canvases],
         mesh: Mesh,
         resident: tuple[Resident, ...] = (),
     ):
@@ -87,12 +140,18 @@ class Feed:
         """{'index' int32 [B, V]} or {'pixels' uint8 [B, V, C, C, 3], 'sizes' int32 [B, V, 2]}, and columns.
 
         Args:
-          index: int [B, V], V images an example: the row of each in the canvases of its column.
+          index: int [B, V], V images an example: the row of each in the canvases of its column; where these
+            are resident its slot is sent.
           columns: arrays with leading axis B, such as label and mask.
         """
         result = {name: to_device(column, self.sharding) for name, column in columns.items()}
         if self.resident:
-            return result | {"index": to_device(index.astype(np.int32), self.sharding)}
+            columns = [
+                rows if held.slots is None else held.slots[rows]
+                for held, rows in zip(self.resident, index.T, strict=True)
+            ]
+            slots = np.stack(columns, axis=1).astype(np.int32)
+            return result | {"index": to_device(slots, self.sharding)}
 
         taken: dict[tuple, list[np.ndarray]] = {}
 

@@ -56,7 +56,7 @@ def counting(manifest):
 
 def test_canvases_hold_each_image_at_the_top_left_shrunk_only_if_too_long(photos, tmp_path):
     manifest = train_only(photos)
-    pixels, sizes, _ = build(manifest, "train", 40, tmp_path / "c")
+    pixels, sizes, *_ = build(manifest, "train", 40, tmp_path / "c")
     files = manifest.splits["train"].files
     assert pixels.shape == (6, 40, 40, 3) and pixels.dtype == np.uint8
     assert sizes.dtype == np.int32 and isinstance(pixels, np.memmap)
@@ -191,7 +191,7 @@ def test_one_pass_gives_facts_and_canvases_and_the_second_look_reads_nothing(pho
     manifest, seen = counting(train_only(photos))
     files = manifest.splits["train"].files
     first = doctor.look(manifest, tmp_path / "c", resize=32)
-    assert sorted(seen) == sorted(files) and first.stored.side == 96
+    assert sorted(seen) == sorted(files) and first.side == 96
     seen.clear()
     again = doctor.look(manifest, tmp_path / "c", resize=32)
     assert not seen
@@ -201,7 +201,7 @@ def test_one_pass_gives_facts_and_canvases_and_the_second_look_reads_nothing(pho
         for file, canvas, (h, w) in zip(part, pixels, sizes.tolist(), strict=True):
             np.testing.assert_array_equal(canvas[:h, :w], manifest.read(file))
         decoded = doctor.look(manifest, tmp_path / "c", resize=32, feed="decoded").canvases(part)
-        assert isinstance(decoded, cache.Decoded) and decoded.side == 96
+        assert not len(decoded.pixels) and decoded.side == 96
         for ours, theirs in zip(decoded.take(np.arange(len(part))), (pixels, sizes), strict=True):
             np.testing.assert_array_equal(ours, theirs)
     assert sum(p.is_dir() for p in (tmp_path / "c").iterdir()) == 1
@@ -223,7 +223,7 @@ def test_all_unreadable_images_are_named_and_with_skip_the_rest_have_canvases(ph
         (photos / "b" / f"half{i:02d}.png").write_bytes(data[: len(data) // 2])
     manifest, seen = counting(train_only(photos))
     stopped = doctor.look(manifest, tmp_path / "c", resize=32)
-    assert len(stopped.facts.unreadable) == 12 and stopped.stored is None
+    assert len(stopped.facts.unreadable) == 12 and not len(stopped.stored.pixels)
     assert not [p for p in (tmp_path / "c").iterdir() if p.is_dir()]
     seen.clear()
     doctor.look(manifest, tmp_path / "c", resize=32)
@@ -248,7 +248,11 @@ def test_a_disk_without_room_is_no_error_for_the_automatic_feed(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     manifest = train_only(photos)
     seen = doctor.look(manifest, tmp_path / "c", resize=32, canvas=32)
-    assert isinstance(seen.canvases(manifest.splits["train"].files), cache.Decoded)
+    assert not len(seen.stored.pixels)
+    files = manifest.splits["train"].files
+    pixels, sizes = seen.canvases(files).take(np.arange(6))
+    for file, canvas, (h, w) in zip(files, pixels, sizes.tolist(), strict=True):
+        np.testing.assert_array_equal(canvas[:h, :w], cache.fit(manifest.read(file), 32))
     assert any("no room" in line for line in said)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from fgvc_jax import mesh as meshes
 from fgvc_jax.data import sampler
-from fgvc_jax.data.cache import Canvases, Decoded
+from fgvc_jax.data.cache import Canvases
 from fgvc_jax.data.feed import Feed, gather, make_resident
 from fgvc_jax.train.predict import predict_all
 
@@ -28,7 +28,9 @@ def decoded(canvases):
         pixels, (h, w) = canvases.pixels[int(file)], canvases.sizes[int(file)]
         return pixels[:h, :w]
 
-    return Decoded(tuple(map(str, range(len(canvases.pixels)))), read, 6)
+    files = tuple(map(str, range(len(canvases.pixels))))
+    rows = np.full(len(files), -1)
+    return Canvases(np.zeros((0, 6, 6, 3), np.uint8), canvases.sizes, rows, files, read)
 
 
 @pytest.fixture(scope="module")

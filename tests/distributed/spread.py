@@ -39,7 +39,7 @@ for index in orders:
         sizes, np.stack([canvases.sizes[index[:, i]] for i in (0, 1)], axis=1)
     )
 
-small = feed.batch(orders[0][:, :1])
+small = Feed([canvases], mesh, (other,)).batch(orders[0][:, :1])
 compiled = gather.lower((other,), small, mesh).compile()
 print(
     json.dumps(

@@ -1,5 +1,6 @@
 """Several processes on one machine: they start, agree, leave one run behind, and end together."""
 
+import functools
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 PROCESS = Path(__file__).with_name("process.py")
 WITHIN = 60  # seconds after which the others have ended when one is gone, on a machine that is not overloaded
@@ -221,3 +223,81 @@ def test_several_processes_find_what_one_finds(tmp_path, processes, devices):
         for n in ("one", "several")
     )
     np.testing.assert_allclose(several, one, rtol=0, atol=1e-6)  # scores are kept in float32
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """(Options for 160 photos of noise of five classes; devices -> the run of one process on them.)"""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for i in range(160):
+        path = folder / "images" / "abcde"[i % 5] / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 128, (40, 36, 3)) + 25 * (i % 5)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    options = {"batch": 12, "dtype": "float64", "images": str(folder / "images")}
+
+    @functools.cache
+    def alone(devices):
+        one = folder / str(devices)
+        ended = start(one, 1, devices=devices, caches=[str(one / "cache")], **options)
+        assert ended[0][0] == 0, ended[0][2][-3000:]
+        assert read_by(ended) == [160]
+        return one
+
+    return options, alone
+
+
+PICTURES = 5  # a photo of each class, which the first process reads for its contact sheet
+
+
+def read_by(ended):
+    """By each process: how many images it has read for training and evaluation."""
+    found = [int(out.rpartition("read ")[2].split()[0]) for _, out, _ in ended]
+    return [found[0] - PICTURES, *found[1:]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "devices", "separate", "config"),
+    [
+        (3, 1, False, {}),  # everywhere
+        (4, 1, True, {}),
+        (3, 2, True, {"data.feed": "resident", "data.resident_gb": 1e-6}),  # spread
+        (4, 1, False, {"data.feed": "resident", "data.resident_gb": 1e-6}),
+        (3, 1, False, {"data.feed": "streamed"}),
+        (4, 1, True, {"data.feed": "decoded"}),
+    ],
+)
+def test_each_process_reads_its_share_of_the_images(
+    photos, tmp_path, processes, devices, separate, config
+):
+    """And all find what one process finds with as many devices; a second time nothing is read.
+
+    To 1e-9, in float64 but for the views of the images: these are made in float32, so that another number of
+    images a device, which is another program, gives others in their last bits.
+    """
+    options, alone = photos
+    caches = [str(tmp_path / (f"cache{n}" if separate else "cache")) for n in range(processes)]
+    more = {"devices": devices, "caches": caches, "config": config}
+    ended = start(tmp_path / "several", processes, **options, **more)
+    for status, _, err in ended:
+        assert status == 0, err[-3000:]
+    resident = config.get("data.feed", "resident") == "resident"
+    if resident:
+        assert sum(read_by(ended)) == 160
+        assert np.ptp(read_by(ended)) <= 4
+    one = alone(processes * devices)
+    expected, found = state(one), state(tmp_path / "several")
+    assert expected.keys() == found.keys()
+    for path, value in expected.items():
+        scale = max(1, np.abs(value).max())
+        np.testing.assert_allclose(found[path], value, rtol=0, atol=1e-9 * scale)
+    scores, theirs = (
+        np.load(at / "evaluate" / "finetune" / "test" / "scores.npy")
+        for at in (one, tmp_path / "several")
+    )
+    np.testing.assert_allclose(theirs, scores, rtol=0, atol=1e-6)  # they are kept in float32
+    if resident and not separate:  # tests/data/test_shares.py has the other caches
+        again = start(tmp_path / "again", processes, **options, **more)
+        assert [status for status, _, _ in again] == [0] * processes
+        assert read_by(again) == [0] * processes

@@ -1,6 +1,7 @@
 """Facts about every image and its canvas, from one look at each; kept until a file changes."""
 
 import dataclasses
+import functools
 import glob
 import hashlib
 import json
@@ -9,18 +10,20 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from fgvc_jax.data import cache
+from fgvc_jax.data import cache, shares
 from fgvc_jax.data.doctor import transformed
 from fgvc_jax.data.doctor.duplicates import equal_groups, near_pairs, signature
 from fgvc_jax.data.manifest import Manifest
+from fgvc_jax.data.shares import Share
 from fgvc_jax.errors import UserError
 from fgvc_jax.files import atomic, locked
 
@@ -62,27 +65,25 @@ class Look:
 
     Attributes:
       facts: about all images, unlabelled ones too.
-      side: of the canvases, pixels.
-      read: file -> uint8 [H, W, 3].
-      stored: the canvases of the labelled images; None where they are not kept.
-      rows: file -> row of `stored`.
+      stored: the canvases of all of them; of these the labelled ones are cached, or this process's share of
+        them, or none.
     """
 
     facts: Facts
-    side: int
-    read: Callable[[str], np.ndarray]
-    stored: cache.Canvases | None = None
-    rows: dict[str, int] = dataclasses.field(default_factory=dict)
+    stored: cache.Canvases
 
-    def canvases(self, files: Sequence[str]) -> cache.Canvases | cache.Decoded:
+    @property
+    def side(self) -> int:
+        """Of the canvases, pixels."""
+        return self.stored.side
+
+    @functools.cached_property
+    def _rows(self) -> dict[str, int]:
+        return {file: row for row, file in enumerate(self.facts.files)}
+
+    def canvases(self, files: Sequence[str]) -> cache.Canvases:
         """Those of some of the images, such as a split's, in this order."""
-        if self.stored is None:
-            return cache.Decoded(tuple(files), self.read, self.side)
-        rows = np.array([self.rows[file] for file in files], np.int64)
-        pixels, sizes = self.stored.pixels, self.stored.sizes[rows]
-        if len(rows) and (np.diff(rows) == 1).all():  # as where each split has a folder
-            return cache.Canvases(pixels[rows[0] : rows[-1] + 1], sizes)
-        return cache.Canvases(pixels, sizes, rows)
+        return self.stored.of(np.array([self._rows[file] for file in files], np.int64))
 
 
 def alike(facts: Facts) -> list[tuple[str, str]]:
@@ -101,7 +102,7 @@ def every_file(manifest: Manifest) -> tuple[str, ...]:
 
 def collect(manifest: Manifest, directory: str | os.PathLike) -> Facts:
     """The facts alone, see `look`."""
-    return _look(manifest, directory, None, "decoded", "stop").facts
+    return _look(manifest, directory, None, "decoded", "stop", Share()).facts
 
 
 def look(
@@ -113,13 +114,17 @@ def look(
     canvas: int = 0,
     feed: str = "auto",
     on_bad: str = "stop",
+    share: Share = Share(),  # noqa: B008  a tuple
 ) -> Look:
     """Facts and canvases of all images, from the directory or from reading every image once.
 
     They are kept under a key of the files (names, sizes, times of change; the pixels where they are not
     files), the canvases also of their side; labels and splits do not matter. What could not be read is tried
-    again. Each file is written under another name and renamed when complete; of several processes at once
+    again. Each file is written under another name and renamed when complete; of several runs at once
     one reads and the others wait. Per image some 350 bytes are held in memory, and 64 MiB of canvases.
+
+    Each process of a run reads, decodes and keeps its own share, and the facts are exchanged, so that all
+    have the same ones of all images. Canvases that one process has left there serve several, too.
 
     Args:
       manifest: the data set, whatever its splits.
@@ -128,66 +133,132 @@ def look(
       feed: config.data.feed. 'decoded' keeps no canvases; 'auto' neither, where the disk has no room.
       on_bad: config.data.on_bad. With 'stop' no canvases are kept where an image cannot be read, as its
         place would have to be made anew.
+      share: which process this is, of how many; all must call this.
 
     Raises:
-      UserError: a full disk, with another feed than 'auto'.
+      UserError: a full disk, with another feed than 'auto'; processes that see different files.
     """
 
     def side_of(sizes: np.ndarray) -> int:
         return cache.canvas_side(sizes, resize=resize, squash=squash, canvas=canvas)
 
-    return _look(manifest, directory, side_of, feed, on_bad)
+    return _look(manifest, directory, side_of, feed, on_bad, share)
 
 
-def _look(manifest: Manifest, directory, side_of, feed: str, on_bad: str) -> Look:
+def _look(manifest: Manifest, directory, side_of, feed: str, on_bad: str, share: Share) -> Look:
     directory = Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
     files, bare = every_file(manifest), set(manifest.unlabelled)
     labelled = np.array([file not in bare for file in files], bool)
+    owner = shares.owners(len(files), share.of)
     content = cache.key(manifest, files)
     path = directory / f"{manifest.name}-facts{FORMAT}-{content}.npz"
-    with locked(directory / f"{manifest.name}-{content}.lock"):
-        facts = _load(path, files) if path.exists() else None
-        again = facts and any(_readable(manifest, files[row]) for row in facts.unreadable)
-        if again:
-            facts = None
-        stored = facts.stored if facts else cache.image_sizes(manifest, files)
-        side = side_of(stored[labelled]) if side_of else 0
+    ending = [f"-{n + 1}of{share.of}" if share.of > 1 else "" for n in range(share.of)]
+    locks = [directory / f"{manifest.name}-{content}{end}.lock" for end in ending]
+    locks[share.process].touch()
+    lock = locked(locks[share.process])
+    # While processes wait for each other, none may hold a lock that one of another run may wait for.
+    whole, local = (lock, nullcontext()) if share.of == 1 else (nullcontext(), lock)
+    with whole, tempfile.TemporaryFile(dir=directory) as scratch:
+        facts, again = _known(path, manifest, files, owner, share)
         name = hashlib.sha256(json.dumps([content, *sorted(bare)]).encode()).hexdigest()[:16]
-        target = directory / f"{manifest.name}-{side}-{cache.FORMAT}-{name}"
-        if again:  # all of them, whatever their side
-            for old in directory.glob(f"{glob.escape(manifest.name)}-*-{cache.FORMAT}-{name}"):
-                shutil.rmtree(old)
-        keep = feed != "decoded"
+        if again:  # all of them, whatever their side and share; nobody writes before the sizes are exchanged
+            for old in directory.glob(f"{glob.escape(manifest.name)}-*-{cache.FORMAT}-{name}*"):
+                if not old.name.endswith(".partial"):
+                    shutil.rmtree(old, ignore_errors=True)
+        stored = facts.stored if facts else _stored(manifest, files, owner, share)
+        side = side_of(stored[labelled]) if side_of else 0
+        complete = directory / f"{manifest.name}-{side}-{cache.FORMAT}-{name}"
+        targets = [complete.with_name(complete.name + end) for end in ending]
+        cached = labelled & (owner == share.process)
+        target = targets[share.process]
+        if complete.exists():
+            target, cached = complete, labelled
+        keep = feed != "decoded" and cached.any()
         if facts and facts.unreadable and on_bad == "stop":
             keep = False  # nothing will be trained on
-        if keep and not target.exists():
-            if feed == "auto" and not cache.has_room(directory, labelled.sum(), side):
-                log.info(f"no room for the canvases in {directory}: images are decoded each time")
-                keep = False
-            else:
-                cache.need_room(directory, labelled.sum(), side)
-        writer = None
-        if keep and not target.exists():
-            writer = cache.Writer(target, int(labelled.sum()), side)
-            log.info(
-                f"decoding {labelled.sum():,} images to {side} x {side}: "
-                f"{labelled.sum() * side**2 * 3 / 1e6:,.1f} MB in {target}"
+        seen, start = None if facts else _Seen.of_none(len(files), scratch), time.monotonic()
+        with local:
+            if keep and not target.exists():
+                # Processes that have their locks in this directory write there at the same time.
+                pairs = enumerate(zip(locks, targets, strict=True))
+                here = [n for n, (own, other) in pairs if own.exists() and not other.exists()]
+                count = int((labelled & np.isin(owner, here)).sum())
+                if feed == "auto" and not cache.has_room(directory, count, side):
+                    log.info(
+                        f"no room for the canvases in {directory}: images are decoded when needed"
+                    )
+                    keep = False
+                else:
+                    cache.need_room(directory, count, side)
+            writer = None
+            if keep and not target.exists():
+                count = int(cached.sum())
+                writer = cache.Writer(target, count, side)
+                log.info(
+                    f"decoding {count:,} images to {side} x {side}: "
+                    f"{count * side**2 * 3 / 1e6:,.1f} MB in {target}"
+                )
+            if seen or writer:
+                kept = False
+                try:
+                    mine = np.flatnonzero(owner == share.process)
+                    bad = _read(manifest, files, mine, cached, seen, writer)
+                    kept = on_bad != "stop" or not bad
+                finally:
+                    if writer:
+                        writer.close(kept)
+                keep = keep and kept
+        if seen:
+            facts = _joined(seen, files, stored, owner, share)
+            _save(facts, path)
+            seconds = time.monotonic() - start
+            if seconds > 2:
+                log.info(f"{manifest.name}: {len(files):,} images checked in {seconds:.0f} s, once")
+    rows = np.full(len(files), -1, np.int64)
+    pixels = np.zeros((0, side, side, 3), np.uint8)
+    if keep:
+        pixels, rows[cached] = cache.open_pixels(target), np.arange(cached.sum())
+    sizes = cache.fitted(facts.sizes, side)
+    owner = owner if share.of > 1 else None
+    return Look(facts, cache.Canvases(pixels, sizes, rows, files, manifest.read, owner))
+
+
+def _known(
+    path: Path, manifest: Manifest, files: tuple[str, ...], owner: np.ndarray, share: Share
+) -> tuple[Facts | None, bool]:
+    """The facts, if all processes have the same; whether an image that was unreadable can be read again."""
+    facts = _load(path, files) if path.exists() else None
+    bad = facts.unreadable if facts else ()
+    again = any(owner[row] == share.process and _readable(manifest, files[row]) for row in bad)
+    names = hashlib.sha256("\0".join(files).encode(errors="surrogateescape")).digest()
+    said = shares.of_all(names + bytes([again]) + (_digest(facts) if facts else b""), share)
+    for process, other in enumerate(said):
+        if other[: len(names)] != said[0][: len(names)]:
+            raise UserError(
+                f"process {process} sees other images of {manifest.name} than the first process. All "
+                "processes of a run need the same images at the same path (config.data)."
             )
-        if facts is None or writer:
-            kept = False
-            try:
-                facts = _read_all(manifest, files, stored, labelled, facts, writer, directory)
-                _save(facts, path)
-                kept = on_bad != "stop" or not facts.unreadable
-            finally:
-                if writer:
-                    writer.close(kept)
-            keep = keep and kept
-        if not keep:
-            return Look(facts, side, manifest.read)
-        rows = {files[row]: i for i, row in enumerate(np.flatnonzero(labelled).tolist())}
-        return Look(facts, side, manifest.read, cache.open_canvases(target), rows)
+    again = any(other[len(names)] for other in said)
+    return (None if again or len(set(said)) > 1 else facts), again
+
+
+def _digest(facts: Facts) -> bytes:
+    digest = hashlib.sha256(json.dumps(facts.unreadable).encode())
+    for array in facts[1:-1]:
+        digest.update(np.ascontiguousarray(array))
+    return digest.digest()
+
+
+def _stored(
+    manifest: Manifest, files: tuple[str, ...], owner: np.ndarray, share: Share
+) -> np.ndarray:
+    """The sizes by the headers, of which each process opens its own."""
+    mine = np.flatnonzero(owner == share.process)
+    sizes = np.zeros((len(files), 2), np.int32)
+    sizes[mine] = cache.image_sizes(manifest, [files[row] for row in mine])
+    shares.fill(sizes, owner, share)
+    return sizes
 
 
 def _load(path: Path, files: tuple[str, ...]) -> Facts:
@@ -212,74 +283,109 @@ def _save(facts: Facts, path: Path) -> None:
         np.savez(out, **arrays | {"unreadable": reasons})
 
 
-def _read_all(
+class _Seen(NamedTuple):
+    """What is seen in N images, of which a process fills its own; see `Facts` and `signature`."""
+
+    sizes: np.ndarray
+    kinds: np.ndarray
+    digests: np.ndarray
+    hashes: np.ndarray
+    levels: np.ndarray
+    # 4 KiB an image, on the disk: for 100,000 images that is more than memory should be spent on.
+    small: np.ndarray
+    unreadable: dict[int, str]
+
+    @classmethod
+    def of_none(cls, count: int, scratch: BinaryIO) -> "_Seen":
+        """Args: scratch, an empty file."""
+        shape = (max(1, count), transformed.SIDE, transformed.SIDE)
+        return cls(
+            np.zeros((count, 2), np.int32),
+            np.zeros(count, np.uint16),
+            np.zeros((count, 16), np.uint8),
+            np.zeros((count, 16), np.uint8),
+            np.zeros((count, 192), np.uint8),
+            np.memmap(scratch, np.uint8, "w+", shape=shape),
+            {},
+        )
+
+
+def _read(
     manifest: Manifest,
     files: tuple[str, ...],
-    stored: np.ndarray,
-    labelled: np.ndarray,
-    known: Facts | None,
+    mine: np.ndarray,
+    cached: np.ndarray,
+    seen: _Seen | None,
     writer: cache.Writer | None,
-    directory: Path,
-) -> Facts:
-    """The facts, where they are not known; the canvases of the labelled images go to the writer, if any."""
-    count = len(files)
-    sizes = np.zeros((count, 2), np.int32)
-    kinds = np.zeros(count, np.uint16)
-    digests = np.zeros((count, 16), np.uint8)
-    hashes = np.zeros((count, 16), np.uint8)
-    levels = np.zeros((count, 192), np.uint8)
-    unreadable: dict[int, str] = {}
+) -> dict[int, str]:
+    """Reads the rows `mine`: what is seen, and the canvases of those to be cached; which are unreadable."""
+    bad: dict[int, str] = {}
     start = told = time.monotonic()
     threads = os.cpu_count() or 1
 
     def look(row: int):
         """(reason or None, what is seen or None, canvas or None) of an image."""
-        file, seen = files[row], None
+        file, found = files[row], None
         try:
             image = manifest.read(file)
         except UserError as error:
             return _reason(manifest, file, str(error)), None, None
-        if known is None:
-            seen = (*_describe(manifest, file, image), *signature(image), transformed.small(image))
-        canvas = cache.fit(image, writer.side) if writer and labelled[row] else None
-        return None, seen, canvas
+        if seen:
+            found = (*_describe(manifest, file, image), *signature(image), transformed.small(image))
+        canvas = cache.fit(image, writer.side) if writer and cached[row] else None
+        return None, found, canvas
 
     chunk = min(CHUNK, max(threads, CHUNK_BYTES // (writer.side**2 * 3))) if writer else CHUNK
-    with ThreadPoolExecutor(threads) as pool, tempfile.TemporaryFile(dir=directory) as scratch:
-        shape = (max(1, count), transformed.SIDE, transformed.SIDE)
-        # 4 KiB an image, on the disk: for 100,000 images that is more than memory should be spent on.
-        small = None if known else np.memmap(scratch, np.uint8, "w+", shape=shape)
-        for first in range(0, count, chunk):
-            rows = range(first, min(first + chunk, count))
+    with ThreadPoolExecutor(threads) as pool:
+        for first in range(0, len(mine), chunk):
+            rows = mine[first : first + chunk].tolist()
             canvases = []
-            for row, (reason, seen, canvas) in zip(rows, pool.map(look, rows), strict=True):
+            for row, (reason, found, canvas) in zip(rows, pool.map(look, rows), strict=True):
                 if reason is not None:
-                    unreadable[row] = reason
-                elif seen is not None:
-                    sizes[row], kinds[row], digests[row], hashes[row], levels[row], small[row] = (
-                        seen
-                    )
-                if labelled[row]:
+                    bad[row] = reason
+                elif seen:
+                    for array, value in zip(seen[:-1], found, strict=True):
+                        array[row] = value
+                if cached[row]:
                     canvases.append(canvas)
             if writer:
                 writer.add(canvases)
             if time.monotonic() - told > 10:
                 told = time.monotonic()
-                log.info(f"  {rows.stop:,} of {count:,} images")
-        seconds = time.monotonic() - start
-        if writer:
-            log.info(f"  done in {seconds:.1f} s ({count / max(seconds, 1e-3):,.0f} images/s)")
-        if known is not None:
-            return known
-        # One of equal images stands for all; in very small ones too little can be seen.
-        _, one = np.unique(digests, axis=0, return_index=True)
-        rows = np.sort(one[sizes[one].min(1) >= 32])
-        near = [near_pairs(hashes[rows], levels[rows]), transformed.pairs(small, rows)]
-        near = rows[np.unique(np.concatenate(near), axis=0)]
+                log.info(f"  {first + len(rows):,} of {len(mine):,} images")
     seconds = time.monotonic() - start
-    if seconds > 2:
-        log.info(f"{manifest.name}: {count:,} images checked in {seconds:.0f} s, once")
-    return Facts(files, stored, sizes, kinds, digests, near, unreadable)
+    if writer:
+        log.info(f"  done in {seconds:.1f} s ({len(mine) / max(seconds, 1e-3):,.0f} images/s)")
+    if seen:
+        seen.unreadable.update(bad)
+    return bad
+
+
+def _joined(
+    seen: _Seen, files: tuple[str, ...], stored: np.ndarray, owner: np.ndarray, share: Share
+) -> Facts:
+    """The facts of all images from what each process has seen in its own."""
+    for array in seen[:3]:
+        shares.fill(array, owner, share)
+    for array in seen[3:-1]:
+        shares.fill(array, owner, share, to_all=False)
+    unreadable: dict[int, str] = {}
+    for text in shares.of_all(json.dumps(seen.unreadable).encode(), share):
+        unreadable |= {int(row): reason for row, reason in json.loads(text).items()}
+    # By one process for all: another kind of machine may round to another side of a threshold.
+    near = _near(seen).tobytes() if share.process == 0 else b""
+    near = np.frombuffer(shares.of_all(near, share)[0], np.int64).reshape(-1, 2)
+    bad = dict(sorted(unreadable.items()))
+    return Facts(files, stored, seen.sizes, seen.kinds, seen.digests, near, bad)
+
+
+def _near(seen: _Seen) -> np.ndarray:
+    """int64 [P, 2]: rows of images that look the same but are not equal."""
+    # One of equal images stands for all; in very small ones too little can be seen.
+    _, one = np.unique(seen.digests, axis=0, return_index=True)
+    rows = np.sort(one[seen.sizes[one].min(1) >= 32])
+    near = [near_pairs(seen.hashes[rows], seen.levels[rows]), transformed.pairs(seen.small, rows)]
+    return rows[np.unique(np.concatenate(near), axis=0)]
 
 
 def _describe(manifest: Manifest, file: str, image: np.ndarray):
