@@ -23,10 +23,12 @@ from fgvc_jax.errors import UserError, choose
 
 SIMILARITIES = ("cosine", "ip", "l2")
 BACKENDS = ("faiss", "jax")
-TILE = 256  # requests searched at once; bounds memory to TILE rows of similarities
-# Of the JAX backend.
-NARROWEST = 64  # a class is padded to a power of two from here on, or to the largest class
-CALL = 2**24  # bytes of query embeddings sent to a device at a time
+# Requests of one class searched at once; in a large class this bounds memory to TILE rows of similarities.
+TILE = 256
+# Numbers in the queries, or similarities, of one call: several tiles in JAX, one in faiss, which is then
+# larger than TILE where the class is small.
+CALL = 2**22
+NARROWEST = 64  # JAX pads a class to a power of two from here on, or to the largest class
 
 
 def class_neighbours(
@@ -183,12 +185,14 @@ def _search_faiss(
     """(requests [B], index int [B, k], similarity [B, k]), tile by tile."""
     import faiss
 
-    for start, size, first, count in zip(*wanted[1:3], *wanted[4:], strict=True):
+    places = zip(wanted.start, wanted.size, wanted.first, wanted.count, strict=True)
+    for start, size, first, count in places:
         members = wanted.items_M[start : start + size]
         flat = (faiss.IndexFlatL2 if l2 else faiss.IndexFlatIP)(gallery_MD.shape[1])
         flat.add(gallery_MD[members])
-        for at in range(first, first + count, TILE):
-            requests = wanted.requests_R[at : min(at + TILE, first + count)]
+        tile = max(TILE, CALL // max(gallery_MD.shape[1], size))
+        for at in range(first, first + count, tile):
+            requests = wanted.requests_R[at : min(at + tile, first + count)]
             n = requests // num_slots
             found = _search_flat(flat, members, queries_ND[n], self_index_N[n], k, l2)
             yield requests, *found

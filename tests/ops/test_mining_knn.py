@@ -1,5 +1,9 @@
 """The exact neighbour search against a brute-force float64 loop, and its two backends together."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -112,7 +116,8 @@ def test_classes_that_do_not_occur_give_nothing(backend):
     assert (np.sort(index[:, 3]) == [1, 2]).all()
 
 
-def test_backends_agree_over_several_tiles():
+def test_backends_agree_over_several_tiles(monkeypatch):
+    monkeypatch.setattr(knn, "CALL", 1)
     rng = np.random.default_rng(3)
     gallery = rng.standard_normal((500, 32)).astype(np.float32)
     queries = rng.standard_normal((2 * knn.TILE + 9, 32)).astype(np.float32)
@@ -135,7 +140,7 @@ def test_backends_agree_over_several_tiles():
 
 @pytest.mark.parametrize("kind", knn.SIMILARITIES)
 def test_long_tailed_classes_in_many_calls(kind, monkeypatch):
-    # 300 items of 9 classes of 1 to 150, in mixed order; classes narrow and wide, of many and of few requests.
+    # 300 items of 9 classes of 1 to 150, in mixed order; classes of many and of few requests.
     monkeypatch.setattr(knn, "NARROWEST", 4)
     monkeypatch.setattr(knn, "TILE", 16)
     monkeypatch.setattr(knn, "CALL", 16 * 64 * 3)  # three blocks of a class of 33 to 64
@@ -162,6 +167,35 @@ def test_long_tailed_classes_in_many_calls(kind, monkeypatch):
     np.testing.assert_allclose(value, expected_value, rtol=1e-5, atol=1e-5)
     # Two similarities that lie within that may change places; here few do.
     assert (index == expected_index).mean() > 0.999
+
+
+SEVERAL_DEVICES = """
+import jax
+import numpy as np
+from fgvc_jax.ops import knn
+
+assert len(jax.local_devices()) == 3
+knn.CALL = 2**12
+used = set()
+placed = knn._placed
+knn._placed = lambda x, items, device: used.add(device) or placed(x, items, device)
+rng = np.random.default_rng(0)
+x = rng.integers(-1, 2, (2000, 4)).astype(np.float32)  # similarities exact in float32, and many ties
+labels, classes = rng.integers(0, 9, 2000), rng.integers(0, 9, (2000, 2))
+arguments = x, np.arange(2000), classes, x, labels, 3
+found = [knn.class_neighbours(*arguments, similarity="ip", backend=b) for b in knn.BACKENDS]
+for a, b in zip(*found, strict=True):
+    np.testing.assert_array_equal(a, b)
+assert len(used) == 3
+"""
+
+
+def test_several_devices_take_turns():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=3"
+    command = [sys.executable, "-c", SEVERAL_DEVICES]
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_one_array_as_queries_and_gallery_and_two_equal_ones():
