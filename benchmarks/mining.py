@@ -7,8 +7,8 @@ centres lie in groups of ten that are close together, and the scores are noisy s
 that the classes of a group are confused. Then each backend mines the training pairs in a process of its own.
 
 `seconds` is the call of `mine` alone, `cpu_seconds` the same of all threads. `peak_mib` is by how much the
-peak of the process's memory has grown since the embeddings were read and the packages imported: the
-embeddings (`embeddings_mib`) are not in it; of the scores, a memory map, those pages are that were in use.
+peak of the process's memory has grown since embeddings and scores were read (`inputs_mib`, not in it) and the
+packages imported.
 
 The pairs agree if both backends give a query the same number of pairs for each class, and where they name
 different neighbours, the two are as similar to the query as each other, to 1e-6 in float64.
@@ -68,8 +68,8 @@ def one(folder: Path, backend: str, top_classes: int) -> None:
     from fgvc_jax.mining.pairs import mine, save
 
     jax.block_until_ready(jax.numpy.zeros(1))  # the device is there
-    embeddings, labels = np.load(folder / "embedding.npy"), np.load(folder / "label.npy")
-    scores = np.load(folder / "scores.npy", mmap_mode="r")
+    names = ("embedding", "scores", "label")
+    embeddings, scores, labels = (np.load(folder / f"{name}.npy") for name in names)
     before, start, busy = peak_mib(), time.perf_counter(), time.process_time()
     pairs = mine(
         embeddings, scores, labels, embeddings, labels, top_classes=top_classes, backend=backend
@@ -82,7 +82,7 @@ def one(folder: Path, backend: str, top_classes: int) -> None:
         "seconds": round(seconds, 2),
         "cpu_seconds": round(busy, 2),
         "peak_mib": round(grown),
-        "embeddings_mib": round(embeddings.nbytes / 2**20),
+        "inputs_mib": round((embeddings.nbytes + scores.nbytes) / 2**20),
         "pairs": len(pairs.query),
         "positive_share": round(float(pairs.label.mean()), 4),
         "most_probable_class_wrong": round(len(wrong) / len(labels), 4),
