@@ -126,7 +126,8 @@ def prepare(x_ND: ArrayLike, similarity: str, what: str) -> np.ndarray:
       UserError: unknown similarity, or an embedding that is not finite.
     """
     choose(similarity, SIMILARITIES, "similarity of the search")
-    given, x_ND = x_ND, np.ascontiguousarray(x_ND, np.float32)
+    given = np.asarray(x_ND)
+    x_ND = np.ascontiguousarray(given, np.float32)
     finite_N = [np.isfinite(x_ND[i : i + TILE]).all(axis=1) for i in range(0, len(x_ND), TILE)]
     bad = np.flatnonzero(~np.concatenate(finite_N)) if finite_N else []
     if len(bad):
