@@ -12,6 +12,7 @@ from fgvc_jax.images.augment import AUGMENTS, CROPS, ERASE_MODES
 from fgvc_jax.layers import attention, remat
 from fgvc_jax.ops.crop import Interpolation
 from fgvc_jax.tracking import wandb
+from fgvc_jax.train import profile
 
 TYPES = ("float32", "bfloat16", "float64")
 
@@ -31,6 +32,7 @@ def check(config: ConfigDict) -> None:
     at_least(config.seeds, 1, "config.seeds")
     lengths.terms(config.log.every, "config.log.every")
     lengths.seconds(config.checkpoint_every, "config.checkpoint_every")
+    profile.steps(config.log.profile, "config.log.profile")
     if config.tracking.wandb:
         wandb.check_installed()
     _check_model(config.model)

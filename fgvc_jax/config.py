@@ -142,6 +142,8 @@ def base() -> ConfigDict:
     config.log = ConfigDict()
     config.log.every = "50 steps"
     config.log.tensorboard = True
+    # Which steps of each training phase are traced, '20:25' = 20 to 25; '' = none. See docs/performance.md.
+    config.log.profile = ""
     config.log.report = True  # report/report.html at the end; `fgvc report RUN` makes it later
 
     config.tracking = ConfigDict()

@@ -411,6 +411,7 @@ def test_length_with_an_unknown_unit(refused):
         ("finetune.optimizer.rate_scale=(('head',10.),)", "'head' matches no"),
         ("finetune.optimizer.rate_scale=('head',10.)", "config.finetune.optimizer.rate_scale"),
         ("log.every=2", "config.log.every = '2' is not a length"),
+        ("log.profile=5:2", "config.log.profile = '5:2' names no steps"),
         ("data.val_fraction=10", "config.data.val_fraction = 10"),
         ("data.test_fraction=1", "config.data.test_fraction = 1"),
         ("data.split_seed=-1", "config.data.split_seed = -1"),

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from fgvc_jax.errors import UserError
 from fgvc_jax.ops.knn import class_neighbours
+from fgvc_jax.ops.rank import best
 
 
 class Pairs(NamedTuple):
@@ -46,8 +47,9 @@ def mine(
     """Pairs each query with its nearest neighbours inside its most probable classes.
 
     Args:
-      query_embeddings_ND, gallery_embeddings_MD: embeddings, any float dtype.
-      query_logits_NC: class scores; equal ones are ranked by the lower class.
+      query_embeddings_ND, gallery_embeddings_MD: embeddings, any float dtype. Where both are one object
+        it is prepared and held once.
+      query_logits_NC: class scores, which may be a memory map; equal ones are ranked by the lower class.
       query_labels_N, gallery_labels_M: int, 0..C-1.
       top_classes: Q, how many of the most probable classes to search; at most C are used.
       similarity, backend: as in `fgvc_jax.ops.knn.class_neighbours`.
@@ -65,33 +67,36 @@ def mine(
     """
     if top_classes < 1:
         raise UserError(f"mine: top_classes is {top_classes}; it must be at least 1.")
-    logits_NC = np.asarray(query_logits_NC)
-    n, num_classes = logits_NC.shape
+    n, num_classes = np.shape(query_logits_NC)
     num_slots = min(top_classes, num_classes)
     labels_N, gallery_labels_M = np.asarray(query_labels_N), np.asarray(gallery_labels_M)
-    classes_NQ = np.argsort(-logits_NC, axis=1, kind="stable")[:, :num_slots]
-
+    classes_NQ = best(query_logits_NC, num_slots)
     itself_N = np.arange(n) if query_is_gallery else np.full(n, -1)
     self_by_rank = self_by_rank and query_is_gallery
-    index_NQk, value_NQk = class_neighbours(
-        query_embeddings_ND,
-        np.full(n, -1) if self_by_rank else itself_N,
-        classes_NQ,
-        gallery_embeddings_MD,
-        gallery_labels_M,
-        num_slots + self_by_rank,
-        similarity=similarity,
-        backend=backend,
-    )
-    if self_by_rank:
-        own_NQ1 = (classes_NQ == labels_N[:, None])[..., None]
-        index_NQk = np.where(own_NQ1, index_NQk[..., 1:], index_NQk[..., :-1])
-        value_NQk = np.where(own_NQ1, value_NQk[..., 1:], value_NQk[..., :-1])
+
+    def nearest(slots: slice, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """(index, similarity) [N, slots * k] of the k nearest of each of these classes."""
+        classes_Nq = classes_NQ[:, slots]
+        found = class_neighbours(
+            query_embeddings_ND,
+            np.full(n, -1) if self_by_rank else itself_N,
+            classes_Nq,
+            gallery_embeddings_MD,
+            gallery_labels_M,
+            k + self_by_rank,
+            similarity=similarity,
+            backend=backend,
+        )
+        if self_by_rank:
+            own_Nq1 = (classes_Nq == labels_N[:, None])[..., None]
+            found = tuple(np.where(own_Nq1, x[..., 1:], x[..., :-1]) for x in found)
+        return tuple(x.reshape(n, classes_Nq.shape[1] * k) for x in found)
 
     # One column for each possible pair: Q ranks of the first class, then rank 0 of the others.
     slot = np.r_[np.zeros(num_slots), 1:num_slots].astype(np.int32)
     rank = np.r_[0:num_slots, np.zeros(num_slots - 1)].astype(np.int32)
-    index, value = index_NQk[:, slot, rank], value_NQk[:, slot, rank]
+    parts = nearest(slice(0, 1), num_slots), nearest(slice(1, None), 1)
+    index, value = (np.concatenate(both, axis=1) for both in zip(*parts, strict=True))
     query, column = np.nonzero((index >= 0) & (index != itself_N[:, None]))
     neighbour = index[query, column]
     return Pairs(

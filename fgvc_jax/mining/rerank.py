@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fgvc_jax.ops.knn import class_neighbours
+from fgvc_jax.ops.rank import best
 
 CANDIDATES = 5  # classes that the comparator chooses among, unless it is told otherwise
 
@@ -34,11 +35,10 @@ def candidates(
       similarity: as in `fgvc_jax.ops.knn.class_neighbours`, errors too.
 
     Returns:
-      (classes int64 [N, K], rows of the gallery int32 [N, K]); -1 where it has no image of the class.
+      (classes int32 [N, K], rows of the gallery int32 [N, K]); -1 where it has no image of the class.
     """
-    scores_NC = np.asarray(scores_NC)
-    classes_Nk = np.argsort(-scores_NC, axis=1, kind="stable")[:, :k]
-    outside = np.full(len(scores_NC), -1)
+    classes_Nk = best(scores_NC, k)
+    outside = np.full(len(classes_Nk), -1)
     index_Nk1, _ = class_neighbours(
         queries_ND, outside, classes_Nk, gallery_MD, gallery_labels_M, 1, similarity=similarity
     )

@@ -1,12 +1,18 @@
 """Exact nearest neighbours, inside candidate classes or over a whole gallery.
 
-Two backends, faiss (a flat index for each class) and JAX (`lax.top_k` on tiles), which check each
-other: both order by similarity, largest first, and exact ties by the lower gallery index; they
+Two backends, faiss (a flat index for each class) and JAX (products and `lax.top_k`), which check
+each other: both order by similarity, largest first, and exact ties by the lower gallery index; they
 agree wherever similarities differ by more than float32 rounding (1e-6 of the embeddings' scale).
+
+Both work class by class: the requests for one class, (query, candidate) pairs, are cut into tiles
+that are compared with the members of that class alone. JAX runs on all local devices; each process
+searches everything, so that all have the same result.
 """
 
 import functools
-from typing import Any
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +23,12 @@ from fgvc_jax.errors import UserError, choose
 
 SIMILARITIES = ("cosine", "ip", "l2")
 BACKENDS = ("faiss", "jax")
-TILE = 256  # queries searched at once; bounds memory to TILE rows of similarities
+# Requests of one class searched at once; in a large class this bounds memory to TILE rows of similarities.
+TILE = 256
+# Numbers in the queries, or similarities, of one call: several tiles in JAX, one in faiss, which is then
+# larger than TILE where the class is small.
+CALL = 2**22
+NARROWEST = 64  # JAX pads a class to a power of two from here on, or to the largest class
 
 
 def class_neighbours(
@@ -53,16 +64,25 @@ def class_neighbours(
       UserError: unknown similarity or backend, or an embedding that is not finite.
     """
     choose(backend, BACKENDS, "backend of the search")
-    queries_ND = prepare(queries_ND, similarity, "query")
-    gallery_MD = prepare(gallery_MD, similarity, "gallery")
+    itself = queries_ND is gallery_MD
+    queries_ND = prepare(queries_ND, similarity, "gallery" if itself else "query")
+    gallery_MD = queries_ND if itself else prepare(gallery_MD, similarity, "gallery")
     self_index_N = np.asarray(self_index_N, np.int32)
     classes_NQ = np.asarray(classes_NQ, np.int32)
-    gallery_labels_M = np.asarray(gallery_labels_M, np.int32)
+    num_queries, num_slots = classes_NQ.shape
+    wanted = _wanted(classes_NQ.reshape(-1), np.asarray(gallery_labels_M, np.int32))
+    index_Rk = np.full((num_queries * num_slots, k), -1, np.int32)
+    value_Rk = np.full((num_queries * num_slots, k), -np.inf, np.float32)
     search = _search_faiss if backend == "faiss" else _search_jax
-    index, value = search(
-        queries_ND, self_index_N, classes_NQ, gallery_MD, gallery_labels_M, k, similarity == "l2"
-    )
-    return np.where(np.isneginf(value), -1, index).astype(np.int32), value
+    if len(wanted.first):
+        for rows, index, value in search(
+            queries_ND, self_index_N, num_slots, wanted, gallery_MD, k, similarity == "l2"
+        ):
+            index_Rk[rows, : index.shape[1]] = index
+            value_Rk[rows, : value.shape[1]] = value
+    index_Rk[np.isneginf(value_Rk)] = -1
+    shape = (num_queries, num_slots, k)
+    return index_Rk.reshape(shape), value_Rk.reshape(shape)
 
 
 def nearest(
@@ -106,8 +126,10 @@ def prepare(x_ND: ArrayLike, similarity: str, what: str) -> np.ndarray:
       UserError: unknown similarity, or an embedding that is not finite.
     """
     choose(similarity, SIMILARITIES, "similarity of the search")
-    x_ND = np.ascontiguousarray(x_ND, np.float32)
-    bad = np.flatnonzero(~np.isfinite(x_ND).all(axis=1))
+    given = np.asarray(x_ND)
+    x_ND = np.ascontiguousarray(given, np.float32)
+    finite_N = [np.isfinite(x_ND[i : i + TILE]).all(axis=1) for i in range(0, len(x_ND), TILE)]
+    bad = np.flatnonzero(~np.concatenate(finite_N)) if finite_N else []
     if len(bad):
         raise UserError(
             f"The {what} embedding of row {bad[0]} is not finite ({len(bad)} of {len(x_ND)} rows "
@@ -118,36 +140,63 @@ def prepare(x_ND: ArrayLike, similarity: str, what: str) -> np.ndarray:
         # Squares are summed in float64, where float32 values neither overflow nor vanish.
         norm_N1 = np.sqrt(np.einsum("nd,nd->n", x_ND, x_ND, dtype=np.float64))[:, None]
         norm_N1[norm_N1 == 0] = 1
-        x_ND = np.divide(x_ND, norm_N1, out=np.empty_like(x_ND), casting="same_kind")
+        owned = not np.may_share_memory(x_ND, given)
+        out = x_ND if owned else np.empty_like(x_ND)
+        x_ND = np.divide(x_ND, norm_N1, out=out, casting="same_kind")
     return x_ND
+
+
+class _Wanted(NamedTuple):
+    """The classes that are asked for and have members, A of them, in ascending order.
+
+    A request is a query's candidate class, numbered over queries and their slots.
+    """
+
+    items_M: np.ndarray  # int32, gallery items ordered by class, ascending in each
+    start: np.ndarray  # int [A], where the members of each class begin in it
+    size: np.ndarray  # int [A], how many they are
+    requests_R: np.ndarray  # int, requests ordered by class, ascending in each
+    first: np.ndarray  # int [A], where those of each class begin
+    count: np.ndarray  # int [A]
+
+
+def _wanted(classes_R: np.ndarray, labels_M: np.ndarray) -> _Wanted:
+    items_M, members, start, size = _grouped(labels_M)
+    requests_R, asked, first, count = _grouped(classes_R)
+    _, a, b = np.intersect1d(members, asked, assume_unique=True, return_indices=True)
+    return _Wanted(items_M.astype(np.int32), start[a], size[a], requests_R, first[b], count[b])
+
+
+def _grouped(labels_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(rows ordered by label, and of each label >= 0 itself, where it begins, how many rows it has)."""
+    order_N = np.argsort(labels_N, kind="stable")
+    found = np.unique(labels_N[order_N], return_index=True, return_counts=True)
+    return order_N, *(x[found[0] >= 0] for x in found)
 
 
 def _search_faiss(
     queries_ND: np.ndarray,
     self_index_N: np.ndarray,
-    classes_NQ: np.ndarray,
+    num_slots: int,
+    wanted: _Wanted,
     gallery_MD: np.ndarray,
-    gallery_labels_M: np.ndarray,
     k: int,
     l2: bool,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(requests [B], index int [B, k], similarity [B, k]), tile by tile."""
     import faiss
 
-    index_NQk = np.full((*classes_NQ.shape, k), -1, np.int64)
-    value_NQk = np.full((*classes_NQ.shape, k), -np.inf, np.float32)
-    for c in np.unique(classes_NQ):
-        members = np.flatnonzero(gallery_labels_M == c)
-        if c < 0 or not len(members):
-            continue
+    places = zip(wanted.start, wanted.size, wanted.first, wanted.count, strict=True)
+    for start, size, first, count in places:
+        members = wanted.items_M[start : start + size]
         flat = (faiss.IndexFlatL2 if l2 else faiss.IndexFlatIP)(gallery_MD.shape[1])
         flat.add(gallery_MD[members])
-        rows, slots = np.nonzero(classes_NQ == c)
-        for start in range(0, len(rows), TILE):
-            n, q = rows[start : start + TILE], slots[start : start + TILE]
-            index_NQk[n, q], value_NQk[n, q] = _search_flat(
-                flat, members, queries_ND[n], self_index_N[n], k, l2
-            )
-    return index_NQk, value_NQk
+        tile = max(TILE, CALL // max(gallery_MD.shape[1], size))
+        for at in range(first, first + count, tile):
+            requests = wanted.requests_R[at : min(at + tile, first + count)]
+            n = requests // num_slots
+            found = _search_flat(flat, members, queries_ND[n], self_index_N[n], k, l2)
+            yield requests, *found
 
 
 def _search_flat(
@@ -185,68 +234,136 @@ def _search_flat(
 def _search_jax(
     queries_ND: np.ndarray,
     self_index_N: np.ndarray,
-    classes_NQ: np.ndarray,
+    num_slots: int,
+    wanted: _Wanted,
     gallery_MD: np.ndarray,
-    gallery_labels_M: np.ndarray,
     k: int,
     l2: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    num_classes = int(gallery_labels_M.max(initial=-1)) + 1
-    members_CS = _members(gallery_labels_M, num_classes)
-    # Candidates outside 0..C-1 are sent to the last row, which is empty.
-    known_NQ = (classes_NQ >= 0) & (classes_NQ < num_classes)
-    classes_NQ = np.where(known_NQ, classes_NQ, num_classes).astype(np.int32)
-    top = min(k, members_CS.shape[1])
-    gallery, members = jnp.asarray(gallery_MD), jnp.asarray(members_CS)
-    found = []
-    for start in range(0, len(queries_ND), TILE):
-        tile = [_pad_rows(x[start : start + TILE]) for x in (queries_ND, self_index_N, classes_NQ)]
-        found.append(_search_tile(*tile, gallery, members, top, l2))
-    n, num_slots = classes_NQ.shape
-    index = np.full((n, num_slots, k), -1, np.int32)
-    value = np.full((n, num_slots, k), -np.inf, np.float32)
-    for i, (index_tile, value_tile) in enumerate(found):
-        rows = slice(i * TILE, min((i + 1) * TILE, n))
-        index[rows, :, :top] = np.asarray(index_tile)[: rows.stop - rows.start]
-        value[rows, :, :top] = np.asarray(value_tile)[: rows.stop - rows.start]
-    return index, value
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """As `_search_faiss`, from calls that take turns on the local devices; few are under way at a time."""
+    calls = list(_calls(wanted, gallery_MD.shape[1]))
+    devices = jax.local_devices()[: len(calls)]
+    galleries = [_placed(gallery_MD, wanted.items_M, device) for device in devices]
+    under_way = deque()
+    for number, (width, start_B, size_B, at_BT, there_BT) in enumerate(calls):
+        requests_BT = wanted.requests_R[at_BT]
+        rows_BT = requests_BT // num_slots
+        blocks = (queries_ND[rows_BT], self_index_N[rows_BT], start_B, size_B)
+        turn = number % len(devices)
+        found = _search_blocks(
+            *jax.device_put(blocks, devices[turn]),
+            *galleries[turn],
+            width=width,
+            k=min(k, width),
+            l2=l2,
+        )
+        under_way.append((requests_BT, there_BT, found))
+        if len(under_way) > 2 * len(devices):
+            yield _fetched(*under_way.popleft())
+    while under_way:
+        yield _fetched(*under_way.popleft())
 
 
-@functools.partial(jax.jit, static_argnames=("k", "l2"))
-def _search_tile(
-    queries_BD: jax.Array,
-    self_index_B: jax.Array,
-    classes_BQ: jax.Array,
+def _fetched(requests_BT, there_BT, found) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return requests_BT[there_BT], *(np.asarray(x)[there_BT] for x in found)
+
+
+class _Call(NamedTuple):
+    """B blocks of T requests for one class each, searched in one call."""
+
+    width: int  # to which the classes are padded
+    start_B: np.ndarray  # int32, where the members of the class begin
+    size_B: np.ndarray  # int32
+    at_BT: np.ndarray  # int, places in `_Wanted.requests_R`
+    there_BT: np.ndarray  # bool, False where a block has no request any more
+
+
+def _calls(wanted: _Wanted, dim: int) -> Iterator[_Call]:
+    widths_A = np.minimum(np.maximum(NARROWEST, _power_of_two(wanted.size)), wanted.size.max())
+    for width in np.unique(widths_A):
+        of_width = np.flatnonzero(widths_A == width)
+        count = wanted.count[of_width]
+        tile = int(np.clip(_power_of_two(count.mean()), 8, TILE))
+        blocks = -(-count // tile)
+        class_P = np.repeat(of_width, blocks)  # of each block
+        number_P = np.arange(len(class_P)) - np.repeat(np.cumsum(blocks) - blocks, blocks)
+        # Calls of one size, so that one program serves them all; the last may end with empty blocks.
+        num_calls = -(-len(class_P) // max(1, CALL // (tile * max(dim, int(width)))))
+        size = -(-len(class_P) // num_calls)
+        for i in range(0, len(class_P), size):
+            empty = (0, max(0, i + size - len(class_P)))
+            class_B = np.pad(class_P[i : i + size], empty)
+            number_B = np.pad(number_P[i : i + size], empty, constant_values=len(wanted.requests_R))
+            place_BT = number_B[:, None] * tile + np.arange(tile)
+            there_BT = place_BT < wanted.count[class_B, None]
+            yield _Call(
+                int(width),
+                wanted.start[class_B].astype(np.int32),
+                wanted.size[class_B].astype(np.int32),
+                wanted.first[class_B, None] + np.where(there_BT, place_BT, 0),
+                there_BT,
+            )
+
+
+def _power_of_two(n: ArrayLike) -> np.ndarray:
+    """The lowest that is not below n, int."""
+    return 2 ** np.ceil(np.log2(n)).astype(int)
+
+
+def _placed(
+    gallery_MD: np.ndarray, items_M: np.ndarray, device: jax.Device
+) -> tuple[jax.Array, jax.Array]:
+    """On the device (the gallery ordered by class, which item each row is); no other copy is made of it."""
+    placed = jnp.zeros(gallery_MD.shape, gallery_MD.dtype, device=device)
+    rows = max(1, CALL // gallery_MD.shape[1])
+    for start in range(0, len(items_M), rows):
+        part = jax.device_put(gallery_MD[items_M[start : start + rows]], device)
+        placed = _write(placed, part, start)
+    return placed, jax.device_put(items_M, device)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write(placed_MD: jax.Array, part_BD: jax.Array, start: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(placed_MD, part_BD, start, axis=0)
+
+
+@functools.partial(jax.jit, static_argnames=("width", "k", "l2"))
+def _search_blocks(
+    queries_BTD: jax.Array,
+    self_index_BT: jax.Array,
+    start_B: jax.Array,
+    size_B: jax.Array,
     gallery_MD: jax.Array,
-    members_CS: jax.Array,
+    items_M: jax.Array,
+    *,
+    width: int,
     k: int,
     l2: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    highest = jax.lax.Precision.HIGHEST
-    similarity_BM = jnp.matmul(queries_BD, gallery_MD.T, precision=highest)
-    if l2:
-        squares_B1 = jnp.sum(queries_BD**2, axis=1, keepdims=True)
-        similarity_BM = 2 * similarity_BM - squares_B1 - jnp.sum(gallery_MD**2, axis=1)
-    members_BQS = members_CS[classes_BQ]
-    b, q, s = members_BQS.shape
-    similarity_BQS = jnp.take_along_axis(
-        similarity_BM, jnp.maximum(members_BQS, 0).reshape(b, q * s), axis=1
-    ).reshape(b, q, s)
-    allowed_BQS = (members_BQS >= 0) & (members_BQS != self_index_B[:, None, None])
-    # Members ascend and top_k prefers the lower position, so exact ties go to the lower index.
-    value, position = jax.lax.top_k(jnp.where(allowed_BQS, similarity_BQS, -jnp.inf), k)
-    return jnp.take_along_axis(members_BQS, position, axis=2), value
+    """(index int32 [B, T, k], similarity [B, T, k]), one block after the other.
 
+    Args:
+      gallery_MD, items_M: ordered by class.
+      start_B, size_B: where in them the class of each block lies.
+      width: how many rows of them are looked at, the largest size or more; at most M.
+    """
 
-def _members(labels_M: np.ndarray, num_classes: int) -> np.ndarray:
-    """int32 [C + 1, S]: the items of each class, ascending, padded with -1; the last row empty."""
-    counts = np.bincount(labels_M, minlength=num_classes)
-    order = np.argsort(labels_M, kind="stable")
-    column = np.arange(len(labels_M)) - np.repeat(np.cumsum(counts) - counts, counts)
-    members = np.full((num_classes + 1, max(counts.max(initial=0), 1)), -1, np.int32)
-    members[labels_M[order], column] = order
-    return members
+    def search(block) -> tuple[jax.Array, jax.Array]:
+        queries_TD, self_index_T, start, size = block
+        # The slice ends with the gallery, so it may begin before the class.
+        begin = jnp.minimum(start, len(gallery_MD) - width)
+        members_SD = jax.lax.dynamic_slice_in_dim(gallery_MD, begin, width)
+        items_S = jax.lax.dynamic_slice_in_dim(items_M, begin, width)
+        highest = jax.lax.Precision.HIGHEST
+        similarity_TS = jnp.einsum("td,sd->ts", queries_TD, members_SD, precision=highest)
+        if l2:
+            squares_T1 = jnp.sum(queries_TD**2, axis=1, keepdims=True)
+            similarity_TS = 2 * similarity_TS - squares_T1 - jnp.sum(members_SD**2, axis=1)
+        place_S = begin + jnp.arange(width)
+        member_S = (place_S >= start) & (place_S < start + size)
+        allowed_TS = member_S & (items_S != self_index_T[:, None])
+        # Members ascend and top_k prefers the lower position, so exact ties go to the lower index.
+        value_Tk, place_Tk = jax.lax.top_k(jnp.where(allowed_TS, similarity_TS, -jnp.inf), k)
+        return items_S[place_Tk], value_Tk
 
-
-def _pad_rows(x: np.ndarray) -> np.ndarray:
-    return np.pad(x, [(0, TILE - len(x))] + [(0, 0)] * (x.ndim - 1))
+    return jax.lax.map(search, (queries_BTD, self_index_BT, start_B, size_B))

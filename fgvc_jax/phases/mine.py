@@ -76,8 +76,8 @@ class Phase(Base):
             }
             labels, gallery_labels = data.labels(split), data.labels("train")
             found = mined.mine(
-                np.load(source / f"{split}_embedding.npy"),
-                np.load(source / f"{split}_scores.npy"),
+                train if split == "train" else np.load(source / f"{split}_embedding.npy"),
+                np.load(source / f"{split}_scores.npy", mmap_mode="r"),
                 labels,
                 gallery,
                 gallery_labels,

@@ -33,13 +33,14 @@ from fgvc_jax.tracking.progress import Progress
 from fgvc_jax.tracking.timers import Seconds
 from fgvc_jax.tracking.wandb import Wandb
 from fgvc_jax.tracking.writers import Writer
-from fgvc_jax.train import loop, plateau, tree
+from fgvc_jax.train import loop, plateau, profile, tree
 from fgvc_jax.train.build import Program, batch_of, build, new_state
 from fgvc_jax.train.checkpoint import Checkpoints, Unlogged
 from fgvc_jax.train.clock import Clock
 from fgvc_jax.train.loop import Milestones, Tracker
 from fgvc_jax.train.memory import Estimate, explained
 from fgvc_jax.train.predict import predict_all
+from fgvc_jax.train.profile import Profile
 from fgvc_jax.train.step import Recipe, State
 from fgvc_jax.train.stop import Interrupted
 
@@ -263,7 +264,7 @@ class Phase(Base):
                 step, batches = self._compile(
                     program, state, train, data, milestones, seconds, estimate
                 )
-                with progress:
+                with progress, self._profile(run) as trace:
                     state = loop.fit(
                         state,
                         step,
@@ -276,6 +277,7 @@ class Phase(Base):
                         stop=run.stop,
                         patience=training.patience(section),
                         unlogged=unlogged,
+                        trace=trace,
                         clock=Clock(lengths.seconds(saved_every, "config.checkpoint_every")),
                     )
             last = int(state["step"])
@@ -298,6 +300,11 @@ class Phase(Base):
             "seconds_by_kind": {k: round(v, 2) for k, v in vars(seconds).items()},
             "validation": _validation(folder / "checkpoints", last),
         }
+
+    def _profile(self, run: Run) -> Profile:
+        """Of the steps of `config.log.profile`, in the first process alone."""
+        window = profile.steps(self.config.log.profile, "config.log.profile")
+        return Profile(window if run.main else None, run.directory(self.name) / "profile")
 
     def _writer(self, run: Run) -> Writer:
         """Of the phase's metrics. Begins the phase's run of Weights & Biases, where there is to be one."""

@@ -16,10 +16,11 @@ from fgvc_jax.tracking.progress import Progress
 from fgvc_jax.tracking.timers import Seconds
 from fgvc_jax.tracking.writers import Writer
 from fgvc_jax.train import clock as clocks
-from fgvc_jax.train import plateau
+from fgvc_jax.train import plateau, profile
 from fgvc_jax.train.checkpoint import METRIC, Checkpoints, Unlogged
 from fgvc_jax.train.clock import Clock
 from fgvc_jax.train.plateau import NEVER, Patience
+from fgvc_jax.train.profile import Profile
 from fgvc_jax.train.step import State
 from fgvc_jax.train.stop import Interrupted, Stop
 
@@ -76,6 +77,7 @@ def fit(
     stop: Stop,
     patience: Patience = NEVER,
     clock: Clock = clocks.NEVER,
+    trace: Profile = profile.NEVER,
     unlogged: Unlogged = (),
     embed: Callable[[int, State], None] = lambda step, state: None,
 ) -> State:
@@ -85,6 +87,7 @@ def fit(
       state: at `milestones.first`; its buffers are given away.
       step_function: (state, batch) -> (state, metrics).
       clock: when a checkpoint is due by wall time, besides those of the milestones.
+      trace: which steps are traced.
       unlogged: metrics of the steps before the first one that belong to the same line of the log.
       evaluate: state -> metrics of validation with the key 'selection', or None where there is none.
       embed: (steps done, state) -> None. It comes before the checkpoint of its step, so that no resumed run
@@ -131,12 +134,14 @@ def fit(
         with seconds.measure("evaluate"):
             embed(0, state)
     for number in range(first_step + 1, total_steps + 1):
-        with seconds.measure("data_wait"):
-            batch = next(batches)
-        with seconds.measure("steps"):
-            state, metrics = step_function(state, batch)
-            read()  # of the step before, while this one runs
-            pending = (number, metrics)
+        with trace.step(number):
+            with seconds.measure("data_wait"):
+                batch = next(batches)
+            with seconds.measure("steps"):
+                state, metrics = step_function(state, batch)
+                read()  # of the step before, while this one runs
+                pending = (number, metrics)
+        trace.after(number, (state, metrics))
         progress.update()
         evaluating = number % eval_every == 0 or number == total_steps
         # Looked at once: a later signal waits for the next step.

@@ -1,5 +1,9 @@
 """The exact neighbour search against a brute-force float64 loop, and its two backends together."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -112,19 +116,18 @@ def test_classes_that_do_not_occur_give_nothing(backend):
     assert (np.sort(index[:, 3]) == [1, 2]).all()
 
 
-def test_backends_agree_over_several_tiles_and_compile_once():
+def test_backends_agree_over_several_tiles(monkeypatch):
+    monkeypatch.setattr(knn, "CALL", 1)
     rng = np.random.default_rng(3)
     gallery = rng.standard_normal((500, 32)).astype(np.float32)
     queries = rng.standard_normal((2 * knn.TILE + 9, 32)).astype(np.float32)
     labels = rng.integers(0, 7, 500)
     classes = np.stack([rng.permutation(7)[:3] for _ in queries])
     itself = np.full(len(queries), -1)
-    knn._search_tile.clear_cache()
     found = {
         b: knn.class_neighbours(queries, itself, classes, gallery, labels, 6, backend=b)
         for b in BACKENDS
     }
-    assert knn._search_tile._cache_size() == 1
     np.testing.assert_allclose(found["faiss"][1], found["jax"][1], atol=1e-6)
     # Where neighbours in the order are further apart than 1e-6 the order is the same.
     value = found["faiss"][1]
@@ -133,6 +136,84 @@ def test_backends_agree_over_several_tiles_and_compile_once():
     assert clear[..., :-1].mean() > 0.99  # at the last place the next value is not known
     same = found["faiss"][0] == found["jax"][0]
     assert same[..., :-1][clear[..., :-1]].all()
+
+
+@pytest.mark.parametrize("kind", knn.SIMILARITIES)
+def test_long_tailed_classes_in_many_calls(kind, monkeypatch):
+    # 300 items of 9 classes of 1 to 150, in mixed order; classes of many and of few requests.
+    monkeypatch.setattr(knn, "NARROWEST", 4)
+    monkeypatch.setattr(knn, "TILE", 16)
+    monkeypatch.setattr(knn, "CALL", 16 * 64 * 3)  # three blocks of a class of 33 to 64
+    rng = np.random.default_rng(7)
+    counts = np.array([150, 64, 33, 25, 11, 8, 5, 3, 1])
+    labels = rng.permutation(np.repeat(np.arange(9), counts))
+    x = rng.standard_normal((300, 6)).astype(np.float32)
+    classes = np.stack([labels, rng.integers(-1, 11, 300), rng.integers(0, 9, 300)], axis=1)
+    wanted = knn._wanted(classes.reshape(-1).astype(np.int32), labels)
+    calls = list(knn._calls(wanted, 6))
+    widths = {call.width for call in calls}
+    assert widths == {4, 8, 16, 32, 64, 150} and len(calls) > len(widths)
+    assert len({(c.width, c.there_BT.shape) for c in calls}) == len(widths), "one program a width"
+    sent = np.concatenate([wanted.requests_R[c.at_BT[c.there_BT]] for c in calls])
+    np.testing.assert_array_equal(
+        np.sort(sent), np.flatnonzero((classes >= 0) & (classes < 9)), "every request once"
+    )
+    itself = np.where(rng.random(300) < 0.5, np.arange(300), -1)
+    index, value = knn.class_neighbours(
+        x, itself, classes, x, labels, 4, similarity=kind, backend="jax"
+    )
+    expected_index, expected_value = brute_force(x, itself, classes, x, labels, 4, kind)
+    # float32 products of 6 numbers of size 1 to 3, as above.
+    np.testing.assert_allclose(value, expected_value, rtol=1e-5, atol=1e-5)
+    # Two similarities that lie within that may change places; here few do.
+    assert (index == expected_index).mean() > 0.999
+
+
+SEVERAL_DEVICES = """
+import jax
+import numpy as np
+from fgvc_jax.ops import knn
+
+assert len(jax.local_devices()) == 3
+knn.CALL = 2**12
+used = set()
+placed = knn._placed
+knn._placed = lambda x, items, device: used.add(device) or placed(x, items, device)
+rng = np.random.default_rng(0)
+x = rng.integers(-1, 2, (2000, 4)).astype(np.float32)  # similarities exact in float32, and many ties
+labels, classes = rng.integers(0, 9, 2000), rng.integers(0, 9, (2000, 2))
+arguments = x, np.arange(2000), classes, x, labels, 3
+found = [knn.class_neighbours(*arguments, similarity="ip", backend=b) for b in knn.BACKENDS]
+for a, b in zip(*found, strict=True):
+    np.testing.assert_array_equal(a, b)
+assert len(used) == 3
+"""
+
+
+def test_several_devices_take_turns():
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=3"
+    command = [sys.executable, "-c", SEVERAL_DEVICES]
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_one_array_as_queries_and_gallery_and_two_equal_ones():
+    x, labels, classes = example(3)
+    for backend in BACKENDS:
+        arguments = np.arange(40), classes, x, labels, 3
+        shared = knn.class_neighbours(x, *arguments, backend=backend)
+        apart = knn.class_neighbours(x.copy(), *arguments, backend=backend)
+        for a, b in zip(shared, apart, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_embeddings_are_left_as_they_are():
+    for dtype in (np.float32, np.float16, np.float64):
+        x = np.random.default_rng(0).standard_normal((5, 3)).astype(dtype)
+        before = x.copy()
+        assert abs(np.linalg.norm(knn.prepare(x, "cosine", "query"), axis=1) - 1).max() < 1e-6
+        np.testing.assert_array_equal(x, before)
 
 
 def test_bad_arguments_are_named():

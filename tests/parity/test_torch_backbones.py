@@ -181,6 +181,73 @@ def test_vit_gradients_in_float64(tmp_path):
         check_gradients(module, report, model, images(48, 2, np.float64), model)
 
 
+@pytest.mark.parametrize("form", ["by products, as on a CPU", "plain, as elsewhere"])
+@pytest.mark.parametrize("groups", [3, 4])
+def test_batch_norm_groups_against_a_torch_layer_for_each(groups, form, monkeypatch):
+    """Outputs, gradients and, over two steps, running statistics, of which the groups' mean is kept."""
+    from fgvc_jax.layers import norm
+
+    if form.startswith("plain"):
+        monkeypatch.setattr(
+            norm.lax, "platform_dependent", lambda *arguments, cpu, default: default(*arguments)
+        )
+
+    def error(ours, theirs):  # relative to the largest; not noted, as it is of no backbone
+        theirs = theirs.detach().numpy()
+        theirs = np.moveaxis(theirs, 1, -1) if theirs.ndim == 4 else theirs
+        return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
+
+    rng = np.random.default_rng(0)
+    x = 3 + 2 * rng.normal(size=(12, 4, 3, 5)) * np.arange(1, 13)[:, None, None, None]
+    weight = rng.normal(size=x.shape)  # of a loss that is no symmetric one
+    scale, bias = rng.normal(size=(2, 5))
+    layers = [torch.nn.BatchNorm2d(5, eps=1e-3, momentum=0.2).double() for _ in range(groups)]
+    with jax.enable_x64(True):
+        layer = norm.BatchNorm(5, eps=1e-3, momentum=0.8, groups=groups, param_dtype=jnp.float64)
+        graph, params, stats = nnx.split(layer, nnx.Param, ...)
+        params = {"scale": jnp.asarray(scale), "bias": jnp.asarray(bias)}
+
+        @jax.jit
+        def step(params, stats, x):
+            def loss(params, x):
+                merged = nnx.merge(graph, params, stats)
+                y = merged(x)
+                return (weight * y**2).sum(), (
+                    y,
+                    nnx.to_pure_dict(nnx.state(merged, nnx.BatchStat)),
+                )
+
+            (_, found), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
+            return *found, *gradients
+
+        stats = nnx.to_pure_dict(stats)
+        for number in range(2):
+            batch = x + number
+            y, stats, g_params, g_x = step(params, stats, batch)
+            total = {"scale": 0.0, "bias": 0.0}
+            for rows, there in zip(np.split(np.arange(12), groups), layers, strict=True):
+                with torch.no_grad():
+                    there.weight[:], there.bias[:] = torch.tensor(scale), torch.tensor(bias)
+                there.zero_grad()
+                part, w = (
+                    torch.tensor(np.moveaxis(a[rows], -1, 1).copy()) for a in (batch, weight)
+                )
+                part.requires_grad_()
+                out = there(part)
+                (w * out**2).sum().backward()
+                # The same numbers in float64 in another order; measured 1e-15 or less.
+                assert error(y[rows], out) <= 1e-12
+                assert error(g_x[rows], part.grad) <= 1e-12
+                total["scale"] += there.weight.grad
+                total["bias"] += there.bias.grad
+            for name, expected in total.items():
+                assert error(g_params[name], expected) <= 1e-12
+        mean = torch.stack([there.running_mean for there in layers]).mean(0)
+        var = torch.stack([there.running_var for there in layers]).mean(0)
+        assert error(stats["mean"], mean) <= 1e-12
+        assert error(stats["var"], var) <= 1e-12
+
+
 @pytest.mark.parametrize("shape", [(4, 3, 5, 6), (6, 5)])
 def test_batch_norm_of_torch_over_three_steps(shape):
     # 2d maps and vectors, other eps and momentum; statistics and outputs in float64 to 1e-12.

@@ -199,24 +199,29 @@ def test_frozen_parameters_stay_out():
     assert_close(grads, head(moved, batch)[1], 1e-5)  # float32
 
 
-def test_groups_against_a_loop_over_groups():
+@pytest.mark.parametrize("groups", [3, 4])
+@pytest.mark.parametrize("form", FORMS)
+def test_groups_against_a_loop_over_groups(form, groups):
+    arguments, t = FORMS[form]
     with jax.enable_x64(True):
         params, batch = example(dtype=np.float64)
-        (loss, aux), grads = jax.jit(sam(gradient, 0.3, groups=3))(params, batch)
-        single = jax.jit(sam(gradient, 0.3))
-        parts = [
-            single(params, jax.tree.map(lambda x, i=i: x[4 * i : 4 * i + 4], batch))
-            for i in range(3)
+        (loss, aux), grads = jax.jit(sam(gradient, 0.3, groups=groups, **arguments))(params, batch)
+        rows = 12 // groups
+        batches = [
+            jax.tree.map(lambda x, i=i: x[rows * i : rows * (i + 1)], batch) for i in range(groups)
         ]
-        mean = lambda *xs: sum(xs) / 3  # noqa: E731
-        assert_close(grads, jax.tree.map(mean, *(p[1] for p in parts)), 1e-12)
-        assert_close(loss, sum(p[0][0] for p in parts) / 3, 1e-12)
+        by_loop = [by_hand(params, part, 0.3, t) for part in batches]  # each its own perturbation
+        mean = lambda *xs: sum(xs) / groups  # noqa: E731
+        assert_close(grads, jax.tree.map(mean, *by_loop), 1e-12)
+        # What else comes back is of the clean pass.
+        parts = [gradient(params, part) for part in batches]
+        assert_close(loss, sum(p[0][0] for p in parts) / groups, 1e-12)
         for name in ("batch_stats", "metrics"):
             expected = jax.tree.map(mean, *(p[0][1][name] for p in parts))
             assert_close(aux[name], expected, 1e-12)
         outputs = np.concatenate([p[0][1]["carry"]["out"] for p in parts])
         assert_close(aux["carry"]["out"], outputs, 1e-12)
-        whole = single(params, batch)[1]
+        whole = jax.jit(sam(gradient, 0.3, **arguments))(params, batch)[1]
         assert abs(whole["fc1/kernel"] - grads["fc1/kernel"]).max() > 1e-4
 
 
