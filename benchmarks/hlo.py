@@ -94,7 +94,8 @@ def with_split(self, x, record, keys=None):
 
 
 def by_xla(q, k, v):
-    return jax.nn.dot_product_attention(q, k, v)
+    out = jax.nn.dot_product_attention(*(jnp.moveaxis(x, 1, 2) for x in (q, k, v)))
+    return jnp.moveaxis(out, 2, 1)
 
 
 def patch(place, name, value):

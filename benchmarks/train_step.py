@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from result import add_out, facts, import_torchvision, spread, write
 
+from fgvc_jax import heap
 from fgvc_jax import mesh as meshes
 from fgvc_jax.backbones import names
 from fgvc_jax.data.cache import Canvases
@@ -247,6 +248,7 @@ def main():
     add_out(parser)
     args = parser.parse_args()
 
+    heap.keep_freed()  # as `fgvc train` does; it is torch's memory, too
     contenders, step = ours(args)
     if args.torch:
         contenders |= torchs(args)

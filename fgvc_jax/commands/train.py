@@ -12,6 +12,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from fgvc_jax import heap
 from fgvc_jax.config import as_json
 from fgvc_jax.errors import UserError, choose, did_you_mean
 
@@ -56,6 +57,7 @@ def main() -> None:
         return
     if not values.workdir:
         raise UserError("no workdir: pass --workdir=runs/NAME, the folder for this run's files.")
+    heap.keep_freed()
     # Before the others are joined: what comes after must not fail outside of `together`.
     from fgvc_jax import processes
     from fgvc_jax.run import run
