@@ -26,12 +26,17 @@ def random_views(
         draw = jax.vmap(lambda n, c, s: train_view(jax.random.fold_in(key, n), c, s, view))
         return draw(numbers, canvases, sizes)
 
-    images = jax.vmap(one)(keys, pixels, sizes).astype(dtype)
+    images = jax.vmap(one)(keys, _wide(pixels, dtype), sizes).astype(dtype)
     return images[:, 0] if images.shape[1] == 1 else images
 
 
 def plain_views(pixels: jax.Array, sizes: jax.Array, view: View, dtype: DTypeLike) -> jax.Array:
     """The evaluation crop of each image; arguments and shapes as `random_views`, without draws."""
-    images = jax.vmap(jax.vmap(lambda c, s: eval_view(c, s, view)))(pixels, sizes)
+    images = jax.vmap(jax.vmap(lambda c, s: eval_view(c, s, view)))(_wide(pixels, dtype), sizes)
     images = images.astype(dtype)
     return images[:, 0] if images.shape[1] == 1 else images
+
+
+def _wide(pixels: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """The canvases, in float64 where the result is: a view is then computed in it, else in float32."""
+    return pixels.astype(dtype) if jnp.finfo(dtype).bits > 32 else pixels

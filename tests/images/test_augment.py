@@ -7,6 +7,7 @@ import pytest
 
 from fgvc_jax.errors import UserError
 from fgvc_jax.images.augment import eval_view, normalise, train_view
+from fgvc_jax.images.batch import plain_views, random_views
 from fgvc_jax.images.boxes import center_crop_box, erase_box, random_resized_crop_box
 from fgvc_jax.images.view import View
 from fgvc_jax.ops.crop import crop_resize
@@ -209,3 +210,22 @@ def test_unknown_choices_of_a_view_are_named(photo, on_canvas):
     ):
         with pytest.raises(UserError, match=message):
             train_view(jax.random.key(0), canvas, hw, view._replace(**change))
+
+
+def test_views_in_float64_do_not_depend_on_the_batch():
+    """What another number of devices makes of a batch: in float32 sums come out in another order."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (12, 1, 40, 36, 3), np.uint8)
+    sizes = np.full((12, 1, 2), (40, 36), np.int32)
+    view = View(32, 32, (0.5,) * 3, (0.25,) * 3, "bilinear", (0.3, 1.0), (0.75, 4 / 3), 0.5)
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(0), 12)
+        draw = jax.jit(lambda *batch: random_views(*batch, view, jnp.float64))
+        plain = jax.jit(lambda *batch: plain_views(*batch, view, jnp.float64))
+        for whole, part in ((draw, (keys, pixels, sizes)), (plain, (pixels, sizes))):
+            expected = np.asarray(whole(*part))
+            for parts in (3, 4, 12):
+                cut = [whole(*(x[n::parts] for x in part)) for n in range(parts)]
+                for n, found in enumerate(cut):
+                    # Values of some units; their last bits are 1e-16 of them.
+                    np.testing.assert_allclose(found, expected[n::parts], atol=1e-13, rtol=0)
