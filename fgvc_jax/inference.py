@@ -295,7 +295,9 @@ class Classifier:
                 chunk: list[tuple[Image, str | None]] = []
                 for i, (image, future) in enumerate(decoding):
                     try:
-                        place(future.result(), pixels[i, 0], sizes[i, 0])
+                        fitted = future.result()
+                        place(fitted, pixels[i, 0])
+                        sizes[i, 0] = fitted.shape[:2]
                         chunk.append((image, None))
                     except UserError as error:
                         chunk.append((image, str(error)))
