@@ -50,8 +50,9 @@ def test_a_box_lies_where_its_pixels_are_seen(height, width, squash):
     x, y, w, h = width // 5, height // 4, width // 2, height // 3
     image = np.zeros((height, width, 3), np.uint8)
     image[y : y + h, x : x + w] = 255
-    canvas, size = np.zeros((80, 80, 3), np.uint8), np.zeros(2, np.int32)
-    place(fit(image, 80), canvas, size)
+    canvas, fitted = np.zeros((80, 80, 3), np.uint8), fit(image, 80)
+    place(fitted, canvas)
+    size = np.array(fitted.shape[:2], np.int32)
     seen = np.asarray(eval_view(canvas, size, view))[..., 0] > 0.5
     rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     box = inside.in_view((x, y, w, h), height, width, 80, view)
