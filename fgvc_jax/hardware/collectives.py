@@ -66,7 +66,7 @@ def _bytes(operation: hlo.Operation) -> int:
     sizes = [array.bytes for array in operation.result]
     if operation.kind == "collective-permute-start":
         return sizes[1]  # (operand, result, ...)
-    if operation.kind == "all-gather-start":
+    if operation.kind in ("all-gather-start", "reduce-scatter-start"):
         return sum(sizes[len(sizes) // 2 :])  # (operands, results)
     return sum(sizes)
 

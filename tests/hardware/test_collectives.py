@@ -50,6 +50,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   %b = bf16[10]{0} all-gather(%x), replica_groups=[1,4]<=[4], dimensions={0}
   %c = (f32[2]{0}, f32[8]{0}) all-gather-start(%x), replica_groups=[1,4]<=[4], dimensions={0}
   %d = f32[6]{0} reduce-scatter(%x), replica_groups=mesh['a'=2,'b'=2] {'b'}, to_apply=%add
+  %i = (f32[4]{0}, f32[1]{0}) reduce-scatter-start(%x), replica_groups=[1,4]<=[4], dimensions={0}
   %loop = (s32[], f32[8]{0}) while(%t), condition=%condition, body=%body
   %e = (bf16[10]{0}, bf16[40]{0}) fusion(%x), kind=kCustom, calls=%begins
   %f = bf16[40]{0} fusion(%e), kind=kOutput, calls=%async_collective_fusion.1
@@ -67,7 +68,7 @@ def test_text_with_every_way_to_write_a_group():
     assert found["all-reduce"][1:] == (1, 38, 2 * 38 / 2)
     # The last one begins, goes on and ends in three fusions.
     assert found["all-gather"][1:] == (3, 20 + 32 + 80, (20 + 32 + 80) * 3 / 4)
-    assert found["reduce-scatter"][1:] == (2, 48 + 16, 24 + 12)  # over two, over four
+    assert found["reduce-scatter"][1:] == (3, 48 + 16 + 16, 24 + 12 + 12)  # over two, four and four
     assert found["collective-permute"][1:] == (5, 5 * 32, 5 * 32)  # the loop runs five times
 
 
