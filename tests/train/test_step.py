@@ -86,11 +86,11 @@ def engine(
 # Draws
 
 
-draw_views = jax.jit(lambda keys, *args: random_views(keys, *args, VIEW, jnp.float32))
+draw_views = jax.jit(random_views, static_argnums=(3, 4))
 
 
-def views(keys, pixels=PIXELS, sizes=SIZES):
-    return np.asarray(draw_views(keys, pixels, sizes))
+def views(keys, pixels=PIXELS, sizes=SIZES, dtype=jnp.float32):
+    return np.asarray(draw_views(keys, pixels, sizes, VIEW, dtype))
 
 
 def test_a_draw_belongs_to_seed_step_update_and_position():
@@ -334,9 +334,7 @@ def test_a_second_update_sees_the_weights_and_the_crops_of_the_first():
         state, step = engine(module, dtype=jnp.float64, rate=0.125)  # exact in float32
         velocity = np.zeros_like(w)
         for number in range(4):
-            images = np.asarray(
-                views(steps.example_keys(SEED, number, 0, BATCH)), np.float64
-            )  # drawn in float32, as the step does
+            images = views(steps.example_keys(SEED, number, 0, BATCH), dtype=jnp.float64)
             draws = jax.vmap(jax.random.uniform)(steps.example_keys(SEED, number, 2, BATCH))
             draws = np.asarray(draws, np.float64)
             # The first update.
