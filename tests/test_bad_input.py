@@ -517,6 +517,10 @@ def test_mining_that_found_no_pairs(start, photos, tmp_path, monkeypatch):
     ("arguments", "expected"),
     [
         (["--workdir=gs://bucket/runs/x"], "a bucket has neither locks nor renames"),
+        (
+            ["--config.data.root=gs://bucket/birds", "--workdir=x"],
+            "gs://bucket/birds: .*[Mm]ount it",
+        ),
         (["--config.checkpoint_every=soon", "--workdir=x"], "'soon' is not a time"),
         (["--process=1", "--workdir=x"], "go with --distributed"),
         (

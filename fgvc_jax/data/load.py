@@ -108,7 +108,11 @@ def _read(data: ConfigDict) -> manifests.Manifest:
 
 
 def root(path: str) -> str:
-    """The folder, with $FGVC_DATA and ~ filled in."""
+    """The folder, with $FGVC_DATA and ~ filled in.
+
+    Raises:
+      UserError: there is none, or it lies in a bucket.
+    """
     if not path:
         raise UserError(
             "config.data.root is empty: name the folder of your images with --config.data.root=DIR. "
@@ -120,4 +124,11 @@ def root(path: str) -> str:
             "folder that holds your data sets (`fgvc prepare --help` says how they get there), or pass "
             "--config.data.root=DIR; folders train/<class>/... are read with --config.data.source=folder."
         )
-    return os.path.expanduser(os.path.expandvars(path))
+    path = os.path.expanduser(os.path.expandvars(path))
+    if "://" in path:
+        raise UserError(
+            f"{path}: images are listed and opened as files of a disk, which a bucket's are not. Mount it "
+            "(gcsfuse --implicit-dirs BUCKET DIR; s3fs, rclone mount) and name the folder, or copy it to a "
+            "disk. An image whose canvas is in the cache is not read again."
+        )
+    return path
