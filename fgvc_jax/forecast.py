@@ -123,6 +123,7 @@ def of(
       say: told before each compilation.
     """
     todo, mesh = phases.of(config), models.mesh
+    meshes.check_batches(phases.batches(todo), mesh)
     costs = plan.costs(todo, models, counts.splits, {})
     shelf, known = Shelf(counts, config.data, mesh), {}
 
@@ -146,7 +147,6 @@ def of(
         state = 0.0
         passes = phase.passes(models)
         for one in passes:
-            meshes.check_batch(one.batch, mesh, one.key)
             shelf.put(one.splits)
         for one in passes:
             runs = _runs(one, costs[phase.name])
@@ -167,7 +167,9 @@ def of(
             if fits is False or (fits and largest and trains):
                 unit = one.unit * mesh.size
                 start = tried if one.batch % unit == 0 else {unit: needed(unit)}
-                found = search.largest(_or_none(needed), chip.room, unit, start)
+                # As many examples as there are images, but of pairs, whose number is not known yet.
+                most = counts.splits[one.splits[0]] if len(one.splits) == 1 else math.inf
+                found = search.largest(_or_none(needed), chip.room, unit, start, most)
                 tried |= start
             if trains and measured.memory:
                 state = measured.memory.arguments - own

@@ -111,13 +111,16 @@ def abstract(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def check_batch(batch: int, mesh: Mesh, where: str) -> None:
-    """Raises UserError where a batch cannot be split evenly over the devices."""
-    if batch % mesh.size:
-        lower, upper = batch // mesh.size * mesh.size, (batch // mesh.size + 1) * mesh.size
-        options = f"{lower} or {upper}" if lower else f"{upper}"
+def check_batches(batches: dict[str, int], mesh: Mesh) -> None:
+    """Raises UserError where a batch, by its config key, cannot be split evenly over the devices."""
+    wrong = {key: batch for key, batch in batches.items() if batch % mesh.size}
+    if wrong:
+        upper = {key: -(-batch // mesh.size) * mesh.size for key, batch in wrong.items()}
+        found = ", ".join(f"{key} = {batch}" for key, batch in wrong.items())
+        instead = " ".join(f"--{key}={batch}" for key, batch in upper.items())
+        verb = "is" if len(wrong) == 1 else "are"
         raise UserError(
-            f"{where} = {batch} is not divisible by the {mesh.size} devices; use {options}, for instance."
+            f"{found} {verb} not divisible by the {mesh.size} devices; use, for instance, {instead}"
         )
 
 

@@ -257,6 +257,7 @@ def _phases(
     if not left:
         log.info("all phases are done.")
     else:  # what is wrong with arguments or images is told before anything trains
+        meshes.check_batches(phases.batches(left), mesh)
         for phase in left:
             phase.prepare(run, data, models)
         costs, second = plan.costs(todo, models, data.sizes, done), plan.seconds_per_image(models)

@@ -209,11 +209,13 @@ def test_label_out_of_range_from_any_source(refused, monkeypatch, label, source,
 
 def test_batch_that_the_devices_cannot_share():
     mesh = types.SimpleNamespace(size=8)
-    with pytest.raises(UserError, match=r"config.finetune.batch = 12 .* 8 devices; use 8 or 16"):
-        meshes.check_batch(12, mesh, "config.finetune.batch")
-    with pytest.raises(UserError, match=r"config.pairs.batch = 4 .* use 8, for instance"):
-        meshes.check_batch(4, mesh, "config.pairs.batch")
-    meshes.check_batch(16, mesh, "config.finetune.batch")
+    one = r"config.finetune.batch = 12 is not .* 8 devices; use, for instance, --config.finetune.batch=16$"
+    with pytest.raises(UserError, match=one):
+        meshes.check_batches({"config.finetune.batch": 12, "config.embed.batch": 64}, mesh)
+    three = r"a = 4, b = 7, c = 9 are not .*--a=8 --b=8 --c=16$"
+    with pytest.raises(UserError, match=three):
+        meshes.check_batches({"a": 4, "b": 7, "c": 9, "d": 8}, mesh)
+    meshes.check_batches({"config.finetune.batch": 16}, mesh)
 
 
 TWICE = """
@@ -246,12 +248,12 @@ def two_devices(tmp_path_factory):
 def test_two_devices_refuse_an_odd_batch_of_training(two_devices):
     out, err, _ = two_devices
     assert "device: 2 x cpu" in out and out.count("status 2") == 2
-    assert "error: config.finetune.batch = 5 is not divisible by the 2 devices; use 4 or 6" in err
+    assert "error: config.finetune.batch = 5 is not divisible by the 2 devices" in err
 
 
 def test_two_devices_refuse_an_odd_batch_of_evaluation_before_training(two_devices):
     _, err, workdir = two_devices
-    assert "error: config.evaluate.batch = 5 is not divisible by the 2 devices; use 4 or 6" in err
+    assert "error: config.evaluate.batch = 5 is not divisible by the 2 devices" in err
     assert not (workdir / "finetune").exists()
 
 

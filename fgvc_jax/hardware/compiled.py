@@ -9,7 +9,7 @@ from fgvc_jax.hardware import collectives, traffic
 from fgvc_jax.hardware.chips import Chip
 from fgvc_jax.hardware.collectives import Collective
 
-_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of")
+_USED = re.compile(r"(?:Used |HLO temporaries \()([\d.]+)([KMGT]?)(?: of|\))")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -99,7 +99,8 @@ def flops(traced: Any) -> float | None:
 def needed(text: str) -> int:
     """Bytes that a program needs, from the compiler's message that there are fewer; 0 = it does not say.
 
-    'Ran out of memory in memory space hbm. Used 20.31G of 15.75G hbm.'
+    'Ran out of memory in memory space hbm. Used 20.31G of 15.75G hbm.', or, far above the limit, 'the total
+    memory required for HLO temporaries (17.00G) exceeds available HBM (15.75G)', without the arguments.
     """
     found = _USED.search(text)
     return round(float(found[1]) * _UNITS[found[2]]) if found else 0

@@ -5,36 +5,49 @@ from collections.abc import Callable
 CLOSE = 1 / 16  # of the batch: how near to the largest the search stops
 
 
-def largest(needed: Callable[[int], float], room: float, unit: int, tried: dict[int, float]) -> int:
+def largest(
+    needed: Callable[[int], float],
+    room: float,
+    unit: int,
+    tried: dict[int, float],
+    most: float = float("inf"),
+) -> int:
     """The largest multiple of `unit` whose need fits into `room`, to within a unit or 1/16; 0 = not one.
 
     Memory grows almost linearly with the batch until the compiler, near the limit, computes activations
-    again. So each try stands where the straight line through the nearest two tries meets the room, and in the
-    middle where the line leads nowhere.
+    again; from there on it hardly grows until the compiler refuses. So each try stands where the straight
+    line through the nearest two tries meets the room, but so far from the tries around it that a quarter or
+    more of what is left to search falls away, and, while nothing was too large, further up each time.
 
     Args:
       needed: batch -> bytes; infinite where it only is known to be too much.
       room: bytes.
       tried: batch -> bytes of what has been tried, one at least; multiples of `unit`. Filled in.
+      most: no larger batch is tried, such as the number of training images.
     """
+    stride, most = CLOSE, most // unit * unit
     while True:
         low = max((b for b, need in tried.items() if need <= room), default=0)
         high = min((b for b in tried if b > low), default=0)
-        if high and (high - low <= max(unit, low * CLOSE)):
+        if low >= most or (high and high - low <= max(unit, low * CLOSE)):
             return low
-        guess = _guess(low, high, room, tried) // unit * unit
-        least = low + max(unit, int(low * CLOSE) // unit * unit)
-        guess = max(guess, least)
-        guess = min(guess, high - unit) if high else guess
+        guess = _guess(low, high, room, tried)
+        if high:
+            quarter = (high - low) / 4
+            guess = min(max(guess, low + quarter), high - quarter)
+        else:
+            guess = max(guess, low * (1 + stride))
+            stride *= 2
+        guess = max(int(min(guess, most) // unit) * unit, low + unit)
         tried[guess] = needed(guess)
 
 
-def _guess(low: int, high: int, room: float, tried: dict[int, float]) -> int:
+def _guess(low: int, high: int, room: float, tried: dict[int, float]) -> float:
     known = [(batch, need) for batch, need in tried.items() if need < float("inf")]
     near = sorted(known, key=lambda point: abs(point[1] - room))[:2]
     if len(near) == 2 and near[0][1] != near[1][1]:
         (a, need_a), (b, need_b) = near
-        return int(a + (room - need_a) * (b - a) / (need_b - need_a))
+        return a + (room - need_a) * (b - a) / (need_b - need_a)
     if high:
-        return (low + high) // 2
-    return int(low * room / tried[low]) if tried.get(low) else 2 * low
+        return (low + high) / 2
+    return low * room / tried[low] if tried.get(low) else 2 * low

@@ -92,6 +92,11 @@ def trained(config: ConfigDict, names: Iterable[str] | None = None) -> list[str]
     return [name for name in names if get(config[name].kind).trains]
 
 
+def batches(todo: Iterable[Phase]) -> dict[str, int]:
+    """The batches of the phases that have one, by config key."""
+    return {f"config.{p.name}.batch": p.section.batch for p in todo if "batch" in p.section}
+
+
 def _check_read(phase: Phase, read: str, kind: str) -> None:
     if read not in phase.before:
         before = ", ".join(phase.before) or "nothing"

@@ -5,7 +5,6 @@ import logging
 import numpy as np
 from ml_collections import ConfigDict
 
-from fgvc_jax import mesh as meshes
 from fgvc_jax import methods
 from fgvc_jax.context.data import Data
 from fgvc_jax.context.models import Models
@@ -43,9 +42,6 @@ class Phase(Base):
             raise UserError(
                 f"phase {self.name!r} reads {section.model!r}, whose method {method!r} gives no class scores."
             )
-
-    def prepare(self, run: Run, data: Data, models: Models) -> None:
-        meshes.check_batch(self.section.batch, data.mesh, f"config.{self.name}.batch")
 
     def cost(self, models: Models, sizes: dict[str, int], known: dict[str, Result]) -> Cost:
         images = sizes["train"] * (2 if self.section.augment else 1) + sizes.get("val", 0)

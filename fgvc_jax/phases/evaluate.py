@@ -6,7 +6,6 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from fgvc_jax import evaluators, methods, phases
-from fgvc_jax import mesh as meshes
 from fgvc_jax.context.data import Data
 from fgvc_jax.context.models import Models
 from fgvc_jax.context.run import Run
@@ -48,9 +47,6 @@ class Phase(Base):
             at_least(section[key], 1, f"{where}.{key}")
         if len(section.compare) != 2:
             raise UserError(f"{where}.compare = {section.compare!r}; name two phases.")
-
-    def prepare(self, run: Run, data: Data, models: Models) -> None:
-        meshes.check_batch(self.section.batch, data.mesh, f"config.{self.name}.batch")
 
     def cost(self, models: Models, sizes: dict[str, int], known: dict[str, Result]) -> Cost:
         scored, train = sizes.get("val", 0) + sizes.get("test", 0), sizes["train"]

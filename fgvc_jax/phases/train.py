@@ -14,7 +14,6 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from fgvc_jax import evaluators, lengths, methods
-from fgvc_jax import mesh as meshes
 from fgvc_jax.context.data import Data
 from fgvc_jax.context.models import Models, dtype_of
 from fgvc_jax.context.run import Run
@@ -139,7 +138,6 @@ class Phase(Base):
         section, where = self.section, f"config.{self.name}"
         if not run.dry_run:  # which has a few images of a few classes
             self._check_images(data)
-        meshes.check_batch(section.batch, data.mesh, f"{where}.batch")
         if section.schedule.name == "plateau" and "val" not in data.sizes:
             raise UserError(
                 f"{where}.schedule.name = 'plateau' waits for validation, and {data.manifest.name} has no "

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from fgvc_jax.hardware import chips, compiled, search
@@ -37,6 +38,11 @@ def test_bound_is_the_slower_of_arithmetic_and_traffic():
 def test_the_compilers_message_tells_what_is_needed():
     text = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm."
     assert compiled.needed(text) == 20.5 * 2**30
+    text = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+        "(17.00G) exceeds available HBM (15.75G)."
+    )
+    assert compiled.needed(text) == 17 * 2**30
     assert compiled.needed("RESOURCE_EXHAUSTED: out of memory") == 0
 
 
@@ -63,3 +69,32 @@ def test_largest_batch_is_as_near_as_promised(fixed, each, says):
     best = max(fitting, default=0)
     assert found <= best <= max(found + unit, found * (1 + search.CLOSE) + unit)
     assert len(asked) <= 12 and all(b % unit == 0 for b in asked)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_search_ends_where_the_compiler_computes_again(seed):
+    """Memory as a TPU's compiler lays it out: a line, then hardly more, then refusals without a number."""
+    rng = np.random.default_rng(seed)
+    bend, end, unit = *sorted(rng.integers(300, 30_000, 2)), int(rng.choice([8, 24, 64]))
+    asked = []
+
+    def needed(batch: int) -> float:
+        asked.append(batch)
+        again = 10 + 5 * batch / bend if batch < bend else 15 + 0.5 * rng.random()
+        return math.inf if batch > end else again
+
+    found = search.largest(needed, 15.7, unit, {unit: needed(unit)})
+    assert found <= end < found * (1 + search.CLOSE) + 2 * unit
+    assert len(asked) <= 25 and len(set(asked)) == len(asked)
+
+
+def test_search_ends_at_the_most_that_there_can_be():
+    asked = []
+
+    def needed(batch: int) -> float:
+        asked.append(batch)
+        return batch / 1000
+
+    assert search.largest(needed, 15.7, 8, {256: 0.256}, most=5994) == 5992
+    assert max(asked) == 5992 and len(asked) == 1
+    assert search.largest(needed, 15.7, 8, {8: 0.008}, most=5) == 8
