@@ -108,7 +108,6 @@ VARIANTS = {
     "BatchNorm: two passes": patch(norm, "_moments", two_passes),
     "BatchNorm: gradient derived": patch(norm, "_normalise", derived),
     "BatchNorm: two passes, gradient derived": patch(norm, "_normalise", two_passes_derived),
-    "BatchNorm: sums as products, as on CPUs": patch(norm, "lax", AsOnCpus()),
     "1x1 convolutions as products, as on CPUs": patch(conv, "lax", AsOnCpus()),
     "remat=products": {"model.remat": "products"},
     "remat=full": {"model.remat": "full"},

@@ -43,9 +43,8 @@ def read(text: str, devices: int) -> list[Collective]:
                 continue
             size, group = _bytes(operation), _group(operation.line, devices)
             size *= group if kind == "reduce-scatter" else 1
-            if name.startswith(
-                "all-reduce-scatter"
-            ):  # a TPU's, around the sum over all and the cut
+            # A TPU's, around the sum over all and the cut.
+            if name.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
             found.setdefault(kind, []).append((factor, size, _sent(kind, size, group)))
     return [

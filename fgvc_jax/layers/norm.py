@@ -115,17 +115,7 @@ def _wide(x: jax.Array) -> jax.Array:
 
 def _sum(x: jax.Array) -> jax.Array:
     """[G, ..., C] -> [G, 1, ..., C], the sum over the axes between."""
-
-    def products(x: jax.Array) -> jax.Array:
-        # XLA:CPU sums slowly, but multiplies matrices at full speed.
-        rows = x.reshape(x.shape[0], -1, x.shape[-1])
-        total = jnp.matmul(jnp.ones((1, rows.shape[1]), x.dtype), rows, precision="highest")
-        return total.reshape(x.shape[0], *[1] * (x.ndim - 2), x.shape[-1])
-
-    def plain(x: jax.Array) -> jax.Array:
-        return x.sum(range(1, x.ndim - 1), keepdims=True)
-
-    return lax.platform_dependent(x, cpu=products, default=plain)
+    return jnp.sum(x, tuple(range(1, x.ndim - 1)), keepdims=True)
 
 
 def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:

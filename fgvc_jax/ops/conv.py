@@ -1,5 +1,6 @@
 """Convolution in the form that is fastest on each platform."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -55,7 +56,7 @@ def conv(
     def product(x, kernel) -> jax.Array:
         x = x[:, :: strides[0], :: strides[1]]
         # In two dimensions: with four, XLA copies the transposed factor of the kernel's gradient.
-        y = jnp.dot(x.reshape(-1, x.shape[-1]), kernel[0, 0], precision=rest.get("precision"))
+        y = _product(x.reshape(-1, x.shape[-1]), kernel[0, 0], rest.get("precision"))
         return y.reshape(*x.shape[:-1], -1)
 
     def slices(x) -> list[tuple[int, int, jax.Array]]:
@@ -110,3 +111,32 @@ def conv(
     else:
         return plain(x_BHWC, kernel)
     return lax.platform_dependent(x_BHWC, kernel, cpu=cpu, default=plain)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x_NC: jax.Array, kernel_CK: jax.Array, precision: Any) -> jax.Array:
+    """x @ kernel, with a gradient rule for CPUs.
+
+    XLA:CPU multiplies a transposed matrix at half its speed where the result is higher than wide. So a kernel
+    with more inputs than outputs gets its gradient transposed, and turned as a whole.
+    """
+    return jnp.dot(x_NC, kernel_CK, precision=precision)
+
+
+def _product_forward(x, kernel, precision):
+    return _product(x, kernel, precision), (x, kernel)
+
+
+def _product_backward(precision, residuals, g):
+    x, kernel = residuals
+
+    def over_rows(a, b):
+        return lax.dot_general(a, b, (((0,), (0,)), ((), ())), precision=precision)
+
+    high = kernel.shape[0] > kernel.shape[1]
+    # Behind the barrier, or XLA would turn it into the slow product.
+    g_kernel = lax.optimization_barrier(over_rows(g, x)).T if high else over_rows(x, g)
+    return jnp.dot(g, kernel.T, precision=precision), g_kernel
+
+
+_product.defvjp(_product_forward, _product_backward)

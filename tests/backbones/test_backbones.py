@@ -373,6 +373,17 @@ def test_batch_norm_variance_far_from_zero():
     np.testing.assert_allclose(BatchNorm(3)(x), expected, atol=2e-3)
 
 
+def test_batch_norm_statistics_of_large_maps():
+    # As many values as eight images of 112 x 112 cells. Float32 sums one after the other, or as a product with
+    # ones, are off by 1e-5; in a tree, or along several lanes, by some roundings of 6e-8.
+    x = (0.5 + np.random.default_rng(0).random((8, 112, 112, 8))).astype(np.float32)
+    layer = BatchNorm(8, momentum=0.0)
+    jax.block_until_ready(layer(x))
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(layer.mean[...], wide.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(layer.var[...], wide.var((0, 1, 2), ddof=1), rtol=1e-6)
+
+
 def test_batch_norm_modes():
     x = np.random.default_rng(0).normal(2, 3, size=(8, 4)).astype(np.float32)
     layer = BatchNorm(4)

@@ -1,4 +1,4 @@
-"""Grouped and depthwise convolution: the forms for a CPU against XLA's own."""
+"""Grouped, depthwise and 1x1 convolution: the forms for a CPU against XLA's own."""
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,9 @@ CASES = [
     (7, 1, symmetric(7), DEPTHWISE),
     (3, 1, symmetric(3), GROUPED["of two, in one convolution"]),
     *((3, 2, "SAME", groups) for groups in GROUPED.values()),
+    # The kernel's gradient is computed turned where there are fewer outputs than inputs.
+    (1, 1, "VALID", (12, 5, 1)),
+    (1, 2, "VALID", (5, 12, 1)),
 ]
 
 
@@ -80,7 +83,7 @@ def test_the_same_in_float64(case):
         check(*both((2, 9, 8), kernel, groups, stride, padding, "float64"), TOLERANCES["float64"])
 
 
-@pytest.mark.parametrize("case", [CASES[1], CASES[4], CASES[5]])
+@pytest.mark.parametrize("case", [CASES[1], CASES[4], CASES[5], *CASES[-2:]])
 def test_the_same_in_float32(case):
     kernel, stride, padding, groups = case
     check(*both((2, 9, 8), kernel, groups, stride, padding, "float32"), TOLERANCES["float32"])
