@@ -374,8 +374,8 @@ def test_batch_norm_variance_far_from_zero():
 
 
 def test_batch_norm_statistics_of_large_maps():
-    # As many values as eight images of 112 x 112 cells. Float32 sums one after the other, or as a product with
-    # ones, are off by 1e-5; in a tree, or along several lanes, by some roundings of 6e-8.
+    # As many values as eight images of 112 x 112 cells. Float32 sums one after the other, or as a product
+    # with ones, are off by 1e-5; in a tree, or along several lanes, by some roundings of 6e-8.
     x = (0.5 + np.random.default_rng(0).random((8, 112, 112, 8))).astype(np.float32)
     layer = BatchNorm(8, momentum=0.0)
     jax.block_until_ready(layer(x))
