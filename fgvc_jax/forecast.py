@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -168,7 +169,7 @@ def of(
                 unit = one.unit * mesh.size
                 start = tried if one.batch % unit == 0 else {unit: needed(unit)}
                 # As many examples as there are images, but of pairs, whose number is not known yet.
-                most = counts.splits[one.splits[0]] if len(one.splits) == 1 else math.inf
+                most = counts.splits[one.splits[0]] if len(one.splits) == 1 else sys.maxsize
                 found = search.largest(_or_none(needed), chip.room, unit, start, most)
                 tried |= start
             if trains and measured.memory:

@@ -5,7 +5,7 @@ import os
 
 DEVICES = ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0", "/dev/kfd")  # of GPUs and TPUs
 # glibc's mallopt(3): parameter, value.
-_MMAP_MAX, _TRIM_THRESHOLD, _ARENA_MAX = (-4, 0), (-1, 2**31 - 1), (-8, 1)
+_MMAP_MAX, _TRIM_THRESHOLD, _ARENA_MAX = (-4, 0), (-1, -1), (-8, 1)  # no limit
 
 
 def keep_freed() -> None:

@@ -145,10 +145,7 @@ class Writer:
 
     def __init__(self, target: Path, count: int, side: int):
         self.target, self.side = target, side
-        self.partial = target.with_name(f"{target.name}.partial")
-        shutil.rmtree(
-            self.partial, ignore_errors=True
-        )  # of an interrupted run: the caller has the lock
+        self.partial = clear(target)
         self.partial.mkdir()
         self.out: BinaryIO = open(self.partial / "pixels.npy", "wb")  # noqa: SIM115
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, side, side, 3)}
@@ -169,6 +166,13 @@ class Writer:
             os.rename(self.partial, self.target)
         else:
             shutil.rmtree(self.partial)
+
+
+def clear(target: Path) -> Path:
+    """Removes what an interrupted `Writer` has left, and says where; the caller has the lock."""
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    return partial
 
 
 def open_pixels(target: Path) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The largest batch that fits, found by trying."""
 
+import sys
 from collections.abc import Callable
 
 CLOSE = 1 / 16  # of the batch: how near to the largest the search stops
@@ -10,7 +11,7 @@ def largest(
     room: float,
     unit: int,
     tried: dict[int, float],
-    most: float = float("inf"),
+    most: int = sys.maxsize,
 ) -> int:
     """The largest multiple of `unit` whose need fits into `room`, to within a unit or 1/16; 0 = not one.
 
@@ -23,9 +24,9 @@ def largest(
       needed: batch -> bytes; infinite where it only is known to be too much.
       room: bytes.
       tried: batch -> bytes of what has been tried, one at least; multiples of `unit`. Filled in.
-      most: no larger batch is tried, such as the number of training images.
+      most: no larger batch is tried, but one unit, such as the number of training images.
     """
-    stride, most = CLOSE, most // unit * unit
+    stride, most = CLOSE, max(unit, most // unit * unit)
     while True:
         low = max((b for b, need in tried.items() if need <= room), default=0)
         high = min((b for b in tried if b > low), default=0)

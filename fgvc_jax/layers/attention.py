@@ -101,7 +101,7 @@ def _on_gpus(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array | None:
         )
         return jnp.moveaxis(out[:, :count], 2, 1)
 
-    if q.ndim != 4 or jnp.finfo(q.dtype).bits != 16:
+    if q.ndim != 4 or jnp.finfo(q.dtype).bits != 16 or _before_ampere():
         return None
     try:
         jax.eval_shape(cudnn, q, k, v)
@@ -110,6 +110,12 @@ def _on_gpus(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array | None:
     return lax.platform_dependent(
         *(q, k, v), cuda=cudnn, default=lambda q, k, v: _mix(_weights(q, k, None), v)
     )
+
+
+def _before_ampere() -> bool:
+    """Whether a GPU of this machine is older than those for which cuDNN has kernels of attention."""
+    gpus = (device for device in jax.local_devices() if device.platform == "gpu")
+    return any(float(getattr(gpu, "compute_capability", 8)) < 8 for gpu in gpus)
 
 
 class Mlp(nnx.Module):

@@ -25,7 +25,7 @@ class BatchNorm(nnx.Module):
 
     In training, x is normalised by the biased variance of the batch, and the running variance is
     updated with the unbiased one. Statistics are kept in `param_dtype` and computed in at least
-    float32, the variance around the mean. Under a global-view `jax.jit` the batch is the global
+    float32, see `_moments`. Under a global-view `jax.jit` the batch is the global
     batch.
 
     Modes: `module.train()` and `module.eval()` set `use_running_average`;

@@ -359,6 +359,8 @@ def _search_blocks(
         if l2:
             squares_T1 = jnp.sum(queries_TD**2, axis=1, keepdims=True)
             similarity_TS = 2 * similarity_TS - squares_T1 - jnp.sum(members_SD**2, axis=1)
+        # To top_k 0 is more than -0.
+        similarity_TS = jnp.where(similarity_TS == 0, 0, similarity_TS)
         place_S = begin + jnp.arange(width)
         member_S = (place_S >= start) & (place_S < start + size)
         allowed_TS = member_S & (items_S != self_index_T[:, None])

@@ -241,6 +241,26 @@ def test_all_unreadable_images_are_named_and_with_skip_the_rest_have_canvases(ph
     assert doctor.look(manifest, tmp_path / "c", resize=32, on_bad="skip").side == 96
 
 
+@pytest.mark.parametrize("on_bad", ["stop", "skip"])
+def test_an_image_that_is_unreadable_for_once_leaves_no_black_canvas(photos, tmp_path, on_bad):
+    manifest, file = train_only(photos), "b/1.png"
+
+    def fails(name):
+        if name == file:
+            raise UserError(f"{name}: the disk did not answer")
+        return manifest.read(name)
+
+    doctor.look(manifest, tmp_path / "c", resize=32, canvas=24, on_bad=on_bad)
+    with pytest.raises(
+        UserError, match=rf"1 images that could be read before .*{file}.*start again"
+    ):
+        failing = dataclasses.replace(manifest, read=fails)
+        doctor.look(failing, tmp_path / "c", resize=32, canvas=32, on_bad=on_bad)
+    look = doctor.look(manifest, tmp_path / "c", resize=32, canvas=32, on_bad=on_bad)
+    pixels, _ = look.canvases([file]).take(np.arange(1))
+    assert look.facts.unreadable == {} and pixels.any()
+
+
 def test_a_disk_without_room_is_no_error_for_the_automatic_feed(
     photos, tmp_path, monkeypatch, said
 ):

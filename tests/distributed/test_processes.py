@@ -273,8 +273,7 @@ def test_each_process_reads_its_share_of_the_images(
 ):
     """And all find what one process finds with as many devices; a second time nothing is read.
 
-    To 1e-9, in float64 but for the views of the images: these are made in float32, so that another number of
-    images a device, which is another program, gives others in their last bits.
+    To 1e-9, in float64.
     """
     options, alone = photos
     caches = [str(tmp_path / (f"cache{n}" if separate else "cache")) for n in range(processes)]

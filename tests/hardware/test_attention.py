@@ -1,6 +1,7 @@
 """Attention in the form of each platform: cuDNN's on NVIDIA GPUs, products and a softmax elsewhere."""
 
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,16 @@ def test_cudnn_is_asked_on_nvidia_gpus_alone_in_16_bits():
         assert kernels("tpu", jnp.bfloat16) == kernels("cpu", jnp.bfloat16) == set()
         assert kernels("cuda", jnp.float32) == set()
         assert kernels("cuda", jnp.bfloat16, "plain") == set()
+
+
+def test_gpus_before_ampere_get_no_kernel_that_cudnn_has_not_for_them(monkeypatch):
+    found = {}
+    for capability in ("7.5", "8.0", "9.0"):
+        gpu = types.SimpleNamespace(platform="gpu", compute_capability=capability)
+        monkeypatch.setattr(jax, "local_devices", lambda gpu=gpu: [gpu])
+        with cuda.tracing():
+            found[capability] = bool(kernels("cuda", jnp.bfloat16))
+    assert found == {"7.5": False, "8.0": True, "9.0": True}
 
 
 @pytest.mark.accelerator

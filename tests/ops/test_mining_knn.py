@@ -81,6 +81,16 @@ def test_exact_ties_come_by_lower_index(seed, kind, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_zero_and_minus_zero_tie(backend):
+    gallery = np.array([[-1], [1], [-1], [1]], np.float32)
+    index, value = knn.nearest(
+        np.zeros((1, 1), np.float32), gallery, 4, similarity="ip", backend=backend
+    )
+    np.testing.assert_array_equal(index, [[0, 1, 2, 3]])
+    np.testing.assert_array_equal(value, np.zeros((1, 4)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_many_equal_items_beyond_the_first_search(backend):
     # One item is the best; 199 others tie, and the lowest of them must come next.
     gallery = np.ones((200, 4), np.float32)

@@ -181,16 +181,10 @@ def test_vit_gradients_in_float64(tmp_path):
         check_gradients(module, report, model, images(48, 2, np.float64), model)
 
 
-@pytest.mark.parametrize("form", ["by products, as on a CPU", "plain, as elsewhere"])
 @pytest.mark.parametrize("groups", [3, 4])
-def test_batch_norm_groups_against_a_torch_layer_for_each(groups, form, monkeypatch):
+def test_batch_norm_groups_against_a_torch_layer_for_each(groups):
     """Outputs, gradients and, over two steps, running statistics, of which the groups' mean is kept."""
     from fgvc_jax.layers import norm
-
-    if form.startswith("plain"):
-        monkeypatch.setattr(
-            norm.lax, "platform_dependent", lambda *arguments, cpu, default: default(*arguments)
-        )
 
     def error(ours, theirs):  # relative to the largest; not noted, as it is of no backbone
         theirs = theirs.detach().numpy()

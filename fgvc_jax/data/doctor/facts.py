@@ -131,12 +131,13 @@ def look(
       directory: where caches lie; made if missing.
       resize, squash, canvas: see `fgvc_jax.data.cache.canvas_side`.
       feed: config.data.feed. 'decoded' keeps no canvases; 'auto' neither, where the disk has no room.
-      on_bad: config.data.on_bad. With 'stop' no canvases are kept where an image cannot be read, as its
-        place would have to be made anew.
+      on_bad: config.data.on_bad. With 'stop' a process keeps no canvases where one of its images cannot be
+        read, as its place would have to be made anew.
       share: which process this is, of how many; all must call this.
 
     Raises:
-      UserError: a full disk, with another feed than 'auto'; processes that see different files.
+      UserError: a full disk, with another feed than 'auto'; processes that see different files; an image that
+        could be read before.
     """
 
     def side_of(sizes: np.ndarray) -> int:
@@ -180,6 +181,7 @@ def _look(manifest: Manifest, directory, side_of, feed: str, on_bad: str, share:
         seen, start = None if facts else _Seen.of_none(len(files), scratch), time.monotonic()
         with local:
             if keep and not target.exists():
+                cache.clear(target)  # before the disk is measured
                 # Processes that have their locks in this directory write there at the same time.
                 pairs = enumerate(zip(locks, targets, strict=True))
                 here = [n for n, (own, other) in pairs if own.exists() and not other.exists()]
@@ -204,6 +206,8 @@ def _look(manifest: Manifest, directory, side_of, feed: str, on_bad: str, share:
                 try:
                     mine = np.flatnonzero(owner == share.process)
                     bad = _read(manifest, files, mine, cached, seen, writer)
+                    if facts:
+                        _check_still_read(bad, facts)
                     kept = on_bad != "stop" or not bad
                 finally:
                     if writer:
@@ -359,6 +363,16 @@ def _read(
     if seen:
         seen.unreadable.update(bad)
     return bad
+
+
+def _check_still_read(bad: dict[int, str], facts: Facts) -> None:
+    """Raises UserError where an image that the facts know as good is unreadable: its canvas is black."""
+    new = sorted(bad.keys() - facts.unreadable.keys())
+    if new:
+        raise UserError(
+            f"{len(new):,} images that could be read before cannot be read now, such as "
+            f"{facts.files[new[0]]}: {bad[new[0]]}. See to the disk, and start again."
+        )
 
 
 def _joined(
