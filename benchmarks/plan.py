@@ -11,48 +11,34 @@ A compilation for a TPU takes 1 to 10 minutes on two cores, a search of the larg
 import argparse
 import itertools
 import json
-import runpy
+import sys
 import time
 from pathlib import Path
 
-import jax
 from result import add_out, facts, write
 
-from fgvc_jax import checks, forecast, phases
-from fgvc_jax import mesh as meshes
-from fgvc_jax.context.models import Models, view_of
-from fgvc_jax.data import counts as counting
-from fgvc_jax.hardware import chips, devices
-from fgvc_jax.images import protocols
+from fgvc_jax.commands.plan import planned
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "configs"))
+
+import cub_finer
 
 
 def settings(model: str, size: int):
-    """The config of a row, complete and checked."""
-    with_configs = runpy.run_path(str(ROOT / "configs" / "cub_finer.py"))
-    config = with_configs["get_config"](model)
+    """The config of a row."""
+    config = cub_finer.get_config(model)
     config.phases = ("finetune",)
     config.data.canvas, config.data.val_fraction = 504, 0.0
     config.image.size, config.image.resize = size, size * 8 // 7
-    config = protocols.apply(phases.complete(config))
-    checks.check(config)
-    config.model.dtype, config.model.pretrained = "bfloat16", ""
     return config
 
 
 def row(on: str, model: str, size: int, largest: bool) -> dict:
     """What the train step takes of a chip, and the largest batch."""
-    config, target = settings(model, size), devices.find(on)
-    mesh, chip = meshes.make(1, target.devices), chips.of(target.devices[0].device_kind)
-    view = view_of(config)
-    counts = counting.of(config.data, resize=view.resize, squash=view.squash)
-    models = Models(config, Path(), counts.manifest(), mesh, view, counts.canvas)
+    _, _, mesh, chip, programs, tracing = planned(settings(model, size), on, largest=largest)
     start = time.perf_counter()
-    with target.tracing():
-        (step,) = forecast.of(
-            config, models, counts, chip, options=target.options, largest=largest, say=print
-        )
+    with tracing():
+        (step,) = programs
     found, bound = step.measured, step.measured.bound(chip)
     memory = found.memory
     return {
@@ -66,7 +52,7 @@ def row(on: str, model: str, size: int, largest: bool) -> dict:
         "tflop": found.flops and round(found.flops * mesh.size / 1e12, 2),
         "gb_moved": found.bytes and round(found.bytes * mesh.size / 1e9, 1),
         "images_a_second_at_most": bound and round(step.one.batch / bound),
-        "by": bound and ("arithmetic" if found.flops / chip.flops >= bound else "memory traffic"),
+        "by": found.bound_by(chip),
         "sent": {
             c.kind: {"count": c.count, "mb": round(c.bytes / 1e6, 2)} for c in found.collectives
         },
@@ -87,7 +73,6 @@ def main() -> None:
     parser.add_argument("--largest", action=argparse.BooleanOptionalAction, default=True)
     add_out(parser)
     args = parser.parse_args()
-    jax.config.update("jax_platforms", "cpu")
     rows = json.loads(args.out.read_text())["rows"] if args.out and args.out.exists() else {}
     for model, size, on in itertools.product(args.models, args.sizes, args.on):
         name = f"{model}, {size} px, {on}"

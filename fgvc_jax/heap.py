@@ -4,8 +4,8 @@ import ctypes
 import os
 
 DEVICES = ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0", "/dev/kfd")  # of GPUs and TPUs
-# glibc's mallopt(3): parameter, value.
-_MMAP_MAX, _TRIM_THRESHOLD, _ARENA_MAX = (-4, 0), (-1, -1), (-8, 1)  # no limit
+# glibc's mallopt(3): parameter, value; -1 = without a limit.
+_MMAP_MAX, _TRIM_THRESHOLD, _ARENA_MAX = (-4, 0), (-1, -1), (-8, 1)
 
 
 def keep_freed() -> None:

@@ -248,12 +248,14 @@ def two_devices(tmp_path_factory):
 def test_two_devices_refuse_an_odd_batch_of_training(two_devices):
     out, err, _ = two_devices
     assert "device: 2 x cpu" in out and out.count("status 2") == 2
-    assert "error: config.finetune.batch = 5 is not divisible by the 2 devices" in err
+    assert "error: config.finetune.batch = 5 is not divisible by the 2 devices; use" in err
+    assert err.count("for instance, --config.finetune.batch=6\n") == 1
 
 
 def test_two_devices_refuse_an_odd_batch_of_evaluation_before_training(two_devices):
     _, err, workdir = two_devices
-    assert "error: config.evaluate.batch = 5 is not divisible by the 2 devices" in err
+    assert "error: config.evaluate.batch = 5 is not divisible by the 2 devices; use" in err
+    assert err.count("for instance, --config.evaluate.batch=6\n") == 1
     assert not (workdir / "finetune").exists()
 
 

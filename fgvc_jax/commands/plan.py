@@ -4,13 +4,23 @@ Memory, speed at most and cost at least of every phase, from compiled programs; 
 """
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from fgvc_jax.commands.train import config_of
 from fgvc_jax.errors import UserError
+
+if TYPE_CHECKING:  # JAX is imported when it is needed
+    from jax.sharding import Mesh
+
+    from fgvc_jax.data.counts import Counts
+    from fgvc_jax.forecast import Forecast
+    from fgvc_jax.hardware.chips import Chip
 
 
 def main() -> None:
@@ -49,7 +59,42 @@ def _flags() -> flags.FlagValues:
     return values
 
 
-def _plan(config: ConfigDict, values: flags.FlagValues) -> None:
+class Planned(NamedTuple):
+    """What a plan is made of.
+
+    Attributes:
+      config: complete, with the dtype of the chips.
+      chip: None where it is not in the table.
+      programs: compiled as they are asked for, while `tracing()` is entered.
+    """
+
+    config: ConfigDict
+    counts: "Counts"
+    mesh: "Mesh"
+    chip: "Chip | None"
+    programs: "Iterator[Forecast]"
+    tracing: Callable[[], AbstractContextManager]
+
+
+def planned(
+    config: ConfigDict,
+    on: str = "",
+    *,
+    images: str = "",
+    classes: int = 0,
+    largest: bool = False,
+    say: Callable[[str], None] = print,
+) -> Planned:
+    """The programs of a config on chips that need not be there.
+
+    Args:
+      config: as a file gives it; it gets the dtype of the chips and no files of weights.
+      on, images, classes, largest: as the command's flags.
+      say: told before each compilation.
+
+    Raises:
+      UserError: what is wrong with the config, the chips or the images.
+    """
     import jax
 
     from fgvc_jax import checks, forecast, phases
@@ -58,31 +103,24 @@ def _plan(config: ConfigDict, values: flags.FlagValues) -> None:
     from fgvc_jax.data import counts as counting
     from fgvc_jax.hardware import chips, devices
     from fgvc_jax.images import protocols
-    from fgvc_jax.report import forecast as report
 
     config = protocols.apply(phases.complete(config))
     checks.check(config)
-    if values.on:  # chips of this machine, if any, are none of the plan's business
+    if on:  # chips of this machine, if any, are none of the plan's business
         jax.config.update("jax_platforms", "cpu")
-    found, options, tracing = devices.find(values.on)
+    found, options, tracing = devices.find(on)
     mesh, chip = meshes.make(config.devices.fsdp, found), chips.of(found[0].device_kind)
     config.model.dtype = str(dtype_of(config, found[0].platform))
     # Shapes are enough; the files of weights need not be here.
     config.model.pretrained = config.model.second_pretrained = config.init.file = ""
     view = view_of(config)
     counts = counting.of(
-        config.data,
-        resize=view.resize,
-        squash=view.squash,
-        images=values.images,
-        classes=values.classes,
+        config.data, resize=view.resize, squash=view.squash, images=images, classes=classes
     )
 
     def models(mesh: jax.sharding.Mesh) -> Models:
         return Models(config, Path(), counts.manifest(), mesh, view, counts.canvas)
 
-    print(report.head(config.model.dtype, counts, mesh, chip), flush=True)
-    phase, seconds, short = "", 0.0, []
     programs = forecast.of(
         config,
         models(mesh),
@@ -90,9 +128,25 @@ def _plan(config: ConfigDict, values: flags.FlagValues) -> None:
         chip,
         options=options,
         counter=models(meshes.make(devices=jax.local_devices()[:1])),
+        largest=largest,
+        say=say,
+    )
+    return Planned(config, counts, mesh, chip, programs, tracing)
+
+
+def _plan(config: ConfigDict, values: flags.FlagValues) -> None:
+    from fgvc_jax.report import forecast as report
+
+    config, counts, mesh, chip, programs, tracing = planned(
+        config,
+        values.on,
+        images=values.images,
+        classes=values.classes,
         largest=values.largest,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
+    print(report.head(config.model.dtype, counts, mesh, chip), flush=True)
+    phase, seconds, short = "", 0.0, []
     with tracing():
         for one in programs:
             if one.phase != phase:

@@ -58,6 +58,13 @@ class Measured(NamedTuple):
             return None
         return max(self.flops / chip.flops, (self.bytes or 0) / chip.bandwidth)
 
+    def bound_by(self, chip: Chip) -> str | None:
+        """What `bound` is the time of."""
+        bound = self.bound(chip)
+        if bound is None:
+            return None
+        return "arithmetic" if self.flops / chip.flops >= bound else "memory traffic"
+
     def sending(self, chip: Chip) -> float:
         """Seconds of the step's collectives, one after the other at full speed in a ring."""
         return sum(c.sent for c in self.collectives) / chip.ring

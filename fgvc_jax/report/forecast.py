@@ -61,11 +61,10 @@ def _speed(one: Forecast, chip: Chip | None, devices: int) -> Iterator[str]:
         yield f"a step: {_si(found.flops * devices, 'FLOP')}{moved}, over all chips"
     bound = chip and found.bound(chip)
     if bound:
-        by = "arithmetic" if found.flops / chip.flops >= bound else "memory traffic"
         images = one.one.batch * (len(one.one.splits) if one.one.name == "train step" else 1)
         yield (
-            f"bound: {images / bound:,.0f} images/s, {bound * 1e3:.3g} ms a step, by {by}; all "
-            f"{one.runs:,}: at least {duration(one.runs * bound)}"
+            f"bound: {images / bound:,.0f} images/s, {bound * 1e3:.3g} ms a step, by {found.bound_by(chip)}; "
+            f"all {one.runs:,}: at least {duration(one.runs * bound)}"
         )
     if found.collectives:
         kinds = ", ".join(f"{c.count} {c.kind} of {_si(c.bytes, 'B')}" for c in found.collectives)

@@ -98,6 +98,5 @@ def test_search_ends_at_the_most_that_there_can_be():
     assert search.largest(needed, 15.7, 8, {256: 0.256}, most=5994) == 5992
     assert max(asked) == 5992 and len(asked) == 1
     assert search.largest(needed, 15.7, 8, {8: 0.008}, most=5) == 8
-    assert (
-        search.largest(needed, 0.05, 8, {64: 0.064}, most=5) == 8
-    )  # fewer than a batch at least has
+    # Fewer than a batch at least has.
+    assert search.largest(needed, 0.05, 8, {64: 0.064}, most=5) == 8

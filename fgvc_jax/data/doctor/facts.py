@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from fgvc_jax.data import cache, shares
 from fgvc_jax.data.doctor import transformed
 from fgvc_jax.data.doctor.duplicates import equal_groups, near_pairs, signature
+from fgvc_jax.data.doctor.image_file import describe, reason_of
 from fgvc_jax.data.manifest import Manifest
 from fgvc_jax.data.shares import Share
 from fgvc_jax.errors import UserError
@@ -30,17 +30,6 @@ from fgvc_jax.files import atomic, locked
 log = logging.getLogger(__name__)
 
 FORMAT = 2  # raised whenever the same files would give other facts
-# Conversions on reading; bit i of `Facts.kinds`.
-KINDS = (
-    "cmyk",
-    "palette",
-    "alpha",
-    "sixteen_bits",
-    "grey",
-    "rotated",
-    "animated",
-    "extension",
-)
 CHUNK = 4096  # images in flight at a time
 CHUNK_BYTES = 64 * 2**20  # of canvases, which bounds the memory
 
@@ -53,7 +42,7 @@ class Facts(NamedTuple):
         np.ndarray
     )  # int32 [N, 2], height and width as the file's header says; 0 where it says nothing
     sizes: np.ndarray  # int32 [N, 2], height and width, upright; 0 where unreadable
-    kinds: np.ndarray  # uint16 [N], bits by KINDS
+    kinds: np.ndarray  # uint16 [N], bits by `image_file.KINDS`
     digests: np.ndarray  # uint8 [N, 16], of shape and pixels; equal only for equal images
     near: np.ndarray  # int64 [P, 2], rows of images that look the same but are not equal
     unreadable: dict[int, str]  # row -> reason
@@ -333,9 +322,9 @@ def _read(
         try:
             image = manifest.read(file)
         except UserError as error:
-            return _reason(manifest, file, str(error)), None, None
+            return reason_of(manifest, file, str(error)), None, None
         if seen:
-            found = (*_describe(manifest, file, image), *signature(image), transformed.small(image))
+            found = (*describe(manifest, file, image), *signature(image), transformed.small(image))
         canvas = cache.fit(image, writer.side) if writer and cached[row] else None
         return None, found, canvas
 
@@ -400,63 +389,3 @@ def _near(seen: _Seen) -> np.ndarray:
     rows = np.sort(one[seen.sizes[one].min(1) >= 32])
     near = [near_pairs(seen.hashes[rows], seen.levels[rows]), transformed.pairs(seen.small, rows)]
     return rows[np.unique(np.concatenate(near), axis=0)]
-
-
-def _describe(manifest: Manifest, file: str, image: np.ndarray):
-    """Size, bits of KINDS and digest."""
-    digest = hashlib.blake2b(str(image.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(image))
-    found = header(manifest, file)
-    if (image == image[..., :1]).all():
-        found.add("grey")
-    bits = sum(1 << KINDS.index(kind) for kind in found)
-    return image.shape[:2], bits, np.frombuffer(digest.digest(), np.uint8)
-
-
-def header(manifest: Manifest, file: str) -> set[str]:
-    """The KINDS that a readable file's header shows; none where it is not a file on disk."""
-    if manifest.root is None:
-        return set()
-    try:
-        return _header(manifest.root, file)
-    except Exception:  # Pillow's plugins raise anything on data damaged behind the first frame
-        return set()
-
-
-def _header(root: str, file: str) -> set[str]:
-    with Image.open(os.path.join(root, file)) as image:
-        mode, kind = image.mode, "JPEG" if image.format == "MPO" else image.format
-        # getexif() alone would decode a PNG to look for EXIF data after its pixels.
-        exif = image.getexif() if kind == "TIFF" or "exif" in image.info else {}
-        expected = Image.registered_extensions().get(os.path.splitext(file)[1].lower(), kind)
-        found = {
-            "cmyk": mode == "CMYK",
-            "palette": mode in ("P", "PA"),
-            "alpha": mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info,
-            # Pillow reads 16-bit colour as 8 bits; only the name of the raw mode tells.
-            "sixteen_bits": mode.startswith("I;16") or ";16" in str(image.tile),
-            "rotated": exif.get(0x0112, 1) in range(2, 9),
-            "animated": kind != "JPEG" and getattr(image, "is_animated", False),
-            "extension": expected != kind,
-        }
-    return {name for name, is_so in found.items() if is_so}
-
-
-def _reason(manifest: Manifest, file: str, message: str) -> str:
-    """Why a file cannot be read; what it is instead, where that is plain."""
-    if manifest.root is None:
-        return message
-    path = os.path.join(manifest.root, file)
-    message = message.removeprefix(f"{path}: ").removeprefix("cannot be read as an image: ")
-    if os.path.islink(path) and not os.path.exists(path):
-        return f"a link to {os.readlink(path)}, which does not exist"
-    try:
-        with open(path, "rb") as opened:
-            head = opened.read(512).lstrip().lower()
-    except OSError:
-        return message
-    if head.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page, not an image: the download failed"
-    if head and "not an image" in message and head.isascii():
-        return "a text file, not an image"
-    return message

@@ -9,8 +9,9 @@ import numpy as np
 
 from fgvc_jax.data import cache
 from fgvc_jax.data.doctor.duplicates import equal_groups
-from fgvc_jax.data.doctor.facts import KINDS, Facts
+from fgvc_jax.data.doctor.facts import Facts
 from fgvc_jax.data.doctor.findings import SEVERITIES, Case, Finding, Findings, shown
+from fgvc_jax.data.doctor.image_file import KINDS
 from fgvc_jax.data.manifest import Manifest, classification_faults
 from fgvc_jax.data.sources.names import few
 from fgvc_jax.data.split import groups, propose_groups
